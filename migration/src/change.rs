@@ -1,0 +1,219 @@
+//! What a migration can do, and undo.
+//!
+//! A migration is data: a name and a [`Change`]. Going up and down, and recording the version in the identity row, are
+//! written here once.
+
+use async_trait::async_trait;
+use sea_orm_migration::sea_orm::ConnectionTrait as _;
+use sea_orm_migration::{DbErr, MigrationName, MigrationTrait, SchemaManager};
+
+use crate::ddl::{Enumeration, ForeignKey, Table};
+use crate::{Schema, identity};
+
+/// One reversible change of a schema.
+#[derive(Clone, Debug)]
+pub(crate) enum Change {
+    /// The identity table and its row.
+    CreateIdentity { schema: Schema, table: Table },
+    /// Enum types.
+    CreateEnums(&'static [Enumeration]),
+    /// Tables and their indexes, without foreign keys.
+    CreateTables(Vec<Table>),
+    /// Foreign keys between tables that are there.
+    AddForeignKeys(&'static [ForeignKey]),
+    /// Foreign keys that are no longer enforced; undoing it enforces them again.
+    DropForeignKeys(&'static [ForeignKey]),
+}
+
+impl Change {
+    async fn apply(&self, manager: &SchemaManager<'_>) -> Result<(), DbErr> {
+        match self {
+            Self::CreateIdentity { schema, table } => {
+                create_table(manager, table).await?;
+                manager
+                    .get_connection()
+                    .execute_unprepared(&identity::insert_sql(*schema))
+                    .await?;
+            }
+            Self::CreateEnums(enums) => {
+                for enumeration in *enums {
+                    manager.create_type(enumeration.create()).await?;
+                }
+            }
+            Self::CreateTables(tables) => {
+                for table in tables {
+                    create_table(manager, table).await?;
+                }
+            }
+            Self::AddForeignKeys(keys) => add_foreign_keys(manager, keys).await?,
+            Self::DropForeignKeys(keys) => drop_foreign_keys(manager, keys).await?,
+        }
+        Ok(())
+    }
+
+    async fn undo(&self, manager: &SchemaManager<'_>) -> Result<(), DbErr> {
+        match self {
+            Self::CreateIdentity { table, .. } => manager.drop_table(table.drop()).await?,
+            Self::CreateEnums(enums) => {
+                for enumeration in enums.iter().rev() {
+                    manager.drop_type(enumeration.drop()).await?;
+                }
+            }
+            Self::CreateTables(tables) => {
+                for table in tables.iter().rev() {
+                    manager.drop_table(table.drop()).await?;
+                }
+            }
+            Self::AddForeignKeys(keys) => drop_foreign_keys(manager, keys).await?,
+            Self::DropForeignKeys(keys) => add_foreign_keys(manager, keys).await?,
+        }
+        Ok(())
+    }
+}
+
+async fn create_table(manager: &SchemaManager<'_>, table: &Table) -> Result<(), DbErr> {
+    manager.create_table(table.create()).await?;
+    for index in &table.indexes {
+        manager
+            .get_connection()
+            .execute_unprepared(&index.create_sql(table.name))
+            .await?;
+    }
+    Ok(())
+}
+
+async fn add_foreign_keys(manager: &SchemaManager<'_>, keys: &[ForeignKey]) -> Result<(), DbErr> {
+    for key in keys {
+        manager.create_foreign_key(key.create()).await?;
+    }
+    Ok(())
+}
+
+async fn drop_foreign_keys(manager: &SchemaManager<'_>, keys: &[ForeignKey]) -> Result<(), DbErr> {
+    for key in keys.iter().rev() {
+        manager.drop_foreign_key(key.drop()).await?;
+    }
+    Ok(())
+}
+
+/// A named change, as a migrator lists it.
+pub(crate) struct Migration {
+    pub(crate) name: &'static str,
+    pub(crate) change: Change,
+    works_with_older_binaries: bool,
+}
+
+impl Migration {
+    /// A change that binaries built for an earlier schema cannot live with.
+    pub(crate) fn new(name: &'static str, change: Change) -> Self {
+        Self {
+            name,
+            change,
+            works_with_older_binaries: false,
+        }
+    }
+
+    /// A change that binaries which worked on the schema before it do not notice.
+    pub(crate) fn compatible(name: &'static str, change: Change) -> Self {
+        Self {
+            works_with_older_binaries: true,
+            ..Self::new(name, change)
+        }
+    }
+}
+
+/// A migration that knows its place: it records the schema version, going up and going down.
+pub(crate) struct Versioned {
+    migration: Migration,
+    /// The version this migration leads to, and the oldest one whose binaries work on it.
+    after: Version,
+    /// The same for the schema it starts from; nothing before the first migration.
+    before: Option<Version>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Version {
+    number: u32,
+    compatible_from: u32,
+}
+
+/// Gives each migration of a list its version, beginning with 1.
+pub(crate) fn versioned(migrations: Vec<Migration>) -> Vec<Versioned> {
+    let mut before: Option<Version> = None;
+    let mut result = Vec::with_capacity(migrations.len());
+    for migration in migrations {
+        let number = before.map_or(1, |version| version.number + 1);
+        let compatible_from = match before {
+            Some(version) if migration.works_with_older_binaries => version.compatible_from,
+            Some(_) | None => number,
+        };
+        let after = Version {
+            number,
+            compatible_from,
+        };
+        result.push(Versioned {
+            migration,
+            after,
+            before,
+        });
+        before = Some(after);
+    }
+    result
+}
+
+async fn stamp(manager: &SchemaManager<'_>, version: Version) -> Result<(), DbErr> {
+    let sql = identity::stamp_sql(version.number, version.compatible_from);
+    manager.get_connection().execute_unprepared(&sql).await?;
+    Ok(())
+}
+
+impl MigrationName for Versioned {
+    fn name(&self) -> &str {
+        self.migration.name
+    }
+}
+
+#[expect(
+    elided_lifetimes_in_paths,
+    reason = "async_trait wants the signatures of the trait to the letter"
+)]
+#[async_trait]
+impl MigrationTrait for Versioned {
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        self.migration.change.apply(manager).await?;
+        stamp(manager, self.after).await
+    }
+
+    async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        self.migration.change.undo(manager).await?;
+        match self.before {
+            Some(version) => stamp(manager, version).await,
+            // The identity table is gone with the first migration.
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_count_from_one_and_compatibility_is_carried_over() {
+        let change = || Change::AddForeignKeys(&[]);
+        let list = versioned(vec![
+            Migration::new("a", change()),
+            Migration::compatible("b", change()),
+            Migration::compatible("c", change()),
+            Migration::new("d", change()),
+            Migration::compatible("e", change()),
+        ]);
+        let versions: Vec<_> = list
+            .iter()
+            .map(|m| (m.after.number, m.after.compatible_from))
+            .collect();
+        assert_eq!(versions, [(1, 1), (2, 1), (3, 1), (4, 4), (5, 4)]);
+        assert_eq!(list[0].before, None);
+        assert_eq!(list[4].before, Some(list[3].after));
+    }
+}

@@ -1,0 +1,336 @@
+//! Rules that the described schemas keep, checked without a database.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sea_orm_migration::sea_orm::sqlx;
+
+use crate::change::Change;
+use crate::ddl::{Column, Enumeration, ForeignKey, Table};
+use crate::{MigrationError, Schema, shared};
+
+fn changes(schema: Schema) -> Vec<Change> {
+    schema
+        .migrations()
+        .into_iter()
+        .map(|migration| migration.change)
+        .collect()
+}
+
+fn tables(schema: Schema) -> Vec<Table> {
+    changes(schema)
+        .into_iter()
+        .flat_map(|change| match change {
+            Change::CreateIdentity { table, .. } => vec![table],
+            Change::CreateTables(tables) => tables,
+            Change::CreateEnums(_) | Change::AddForeignKeys(_) | Change::DropForeignKeys(_) => {
+                Vec::new()
+            }
+        })
+        .collect()
+}
+
+fn enums(schema: Schema) -> Vec<Enumeration> {
+    changes(schema)
+        .into_iter()
+        .flat_map(|change| match change {
+            Change::CreateEnums(enums) => enums.to_vec(),
+            Change::CreateIdentity { .. }
+            | Change::CreateTables(_)
+            | Change::AddForeignKeys(_)
+            | Change::DropForeignKeys(_) => Vec::new(),
+        })
+        .collect()
+}
+
+/// The foreign keys that are there at some time, and those that are there at the end.
+fn foreign_keys(schema: Schema) -> (Vec<ForeignKey>, Vec<ForeignKey>) {
+    let (mut ever, mut last): (Vec<ForeignKey>, Vec<ForeignKey>) = (Vec::new(), Vec::new());
+    for change in changes(schema) {
+        match change {
+            Change::AddForeignKeys(keys) => {
+                ever.extend(keys);
+                last.extend(keys);
+            }
+            Change::DropForeignKeys(keys) => {
+                last.retain(|key| !keys.iter().any(|dropped| dropped.name() == key.name()));
+            }
+            Change::CreateIdentity { .. } | Change::CreateEnums(_) | Change::CreateTables(_) => (),
+        }
+    }
+    (ever, last)
+}
+
+fn run_ops_tables() -> Vec<Table> {
+    tables(Schema::RunOps)
+        .into_iter()
+        .filter(|table| table.name != "store_identity")
+        .collect()
+}
+
+#[test]
+fn migration_names_carry_their_version() {
+    for schema in Schema::ALL {
+        for (index, name) in schema.migration_names().iter().enumerate() {
+            let prefix = format!("m{:04}_", index + 1);
+            assert!(
+                name.starts_with(&prefix),
+                "{name} should start with {prefix}"
+            );
+        }
+    }
+}
+
+#[test]
+fn names_are_unique_and_fit() {
+    for schema in Schema::ALL {
+        let mut seen = BTreeSet::new();
+        let mut check = |name: String| {
+            assert!(name.len() <= 63, "PostgreSQL would cut {name} short");
+            assert!(
+                seen.insert(name.clone()),
+                "{name} is used twice in the {} database",
+                schema.name()
+            );
+        };
+        for table in tables(schema) {
+            check(table.name.to_owned());
+            check(format!("{}_pkey", table.name));
+            table
+                .indexes
+                .iter()
+                .for_each(|index| check(index.name.to_owned()));
+            table
+                .checks
+                .iter()
+                .for_each(|(name, _)| check((*name).to_owned()));
+        }
+        enums(schema)
+            .iter()
+            .for_each(|enumeration| check(enumeration.name.to_owned()));
+        foreign_keys(schema)
+            .0
+            .iter()
+            .for_each(|key| check(key.name()));
+    }
+}
+
+#[test]
+fn indexes_and_foreign_keys_name_columns_that_exist() {
+    for schema in Schema::ALL {
+        let columns: BTreeMap<&str, BTreeSet<&str>> = tables(schema)
+            .iter()
+            .map(|table| {
+                (
+                    table.name,
+                    table.columns.iter().map(|column| column.name).collect(),
+                )
+            })
+            .collect();
+        for table in tables(schema) {
+            assert_eq!(
+                columns[table.name].len(),
+                table.columns.len(),
+                "{} repeats a column",
+                table.name
+            );
+            for index in &table.indexes {
+                let named = index
+                    .parts
+                    .iter()
+                    .map(|part| part.column)
+                    .chain(index.include.iter().copied());
+                for column in named {
+                    assert!(
+                        columns[table.name].contains(column),
+                        "{}: no column {column}",
+                        index.name
+                    );
+                }
+                assert!(
+                    index.fill_factor.is_none() || index.only_where.is_none(),
+                    "{}: a storage parameter cannot follow a condition",
+                    index.name
+                );
+            }
+        }
+        for key in foreign_keys(schema).0 {
+            assert!(
+                columns[key.table].contains(key.column),
+                "{}: no such column",
+                key.name()
+            );
+            assert!(
+                columns.contains_key(key.target),
+                "{}: no such target",
+                key.name()
+            );
+        }
+    }
+}
+
+/// What identifies a row or is sorted by compares bytewise; the list says what does not.
+#[test]
+fn only_free_text_keeps_the_default_collation() {
+    let free = [
+        "description",
+        "error",
+        "file_path",
+        "image_platform",
+        "image_ref",
+        "image_reference",
+        "location",
+        "metadata",
+        "metadata_type",
+        "output",
+        "output_type",
+        "payload",
+        "payload_type",
+        "reason",
+        "seed_metadata",
+        "seed_metadata_type",
+        "status_reason",
+        "ttl",
+    ];
+    for table in Schema::ALL.into_iter().flat_map(tables) {
+        for column in table.columns.iter().filter(|column| column.is_text()) {
+            let bytewise = !free.contains(&column.name);
+            assert_eq!(
+                column.bytewise, bytewise,
+                "collation of {}.{}",
+                table.name, column.name
+            );
+        }
+    }
+}
+
+#[test]
+fn a_key_that_sets_null_is_on_a_nullable_column() {
+    for schema in Schema::ALL {
+        let nullable: BTreeSet<(&str, &str)> = tables(schema)
+            .iter()
+            .flat_map(|table| table.columns.iter().map(|column| (table.name, column)))
+            .filter(|(_, column)| column.nullable)
+            .map(|(table, column)| (table, column.name))
+            .collect();
+        for key in foreign_keys(schema).0.iter().filter(|key| key.sets_null()) {
+            assert!(
+                nullable.contains(&(key.table, key.column)),
+                "{} cannot be set to NULL",
+                key.name()
+            );
+        }
+    }
+}
+
+#[test]
+fn the_run_ops_schema_has_the_agreed_size() {
+    let tables = run_ops_tables();
+    let count = |pick: fn(&Table) -> usize| tables.iter().map(pick).sum::<usize>();
+    assert_eq!(tables.len(), 16, "tables");
+    assert_eq!(count(|table| table.columns.len()), 259, "columns");
+    assert_eq!(enums(Schema::RunOps).len(), 12, "enum types");
+    assert_eq!(foreign_keys(Schema::RunOps).1.len(), 22, "foreign keys");
+    assert_eq!(
+        count(|table| table.indexes.len()),
+        57,
+        "indexes besides the primary keys"
+    );
+    assert_eq!(
+        count(|table| table.indexes.iter().filter(|index| index.unique).count()),
+        25,
+        "unique indexes"
+    );
+}
+
+#[test]
+fn the_control_plane_has_the_agreed_size() {
+    let control_plane = tables(Schema::ControlPlane);
+    // Thirteen of its own, fourteen shared, two pair tables of the run graph, the identity table.
+    assert_eq!(control_plane.len(), 13 + 14 + 2 + 1, "tables");
+    assert_eq!(enums(Schema::ControlPlane).len(), 12 + 9, "enum types");
+    let run_tables: BTreeSet<&str> = shared::tables(Schema::ControlPlane)
+        .iter()
+        .map(|table| table.name)
+        .chain(["_waitpoint_run_connections", "_completed_waitpoints"])
+        .collect();
+    let (ever, last) = foreign_keys(Schema::ControlPlane);
+    let of_runs = last
+        .iter()
+        .filter(|key| run_tables.contains(key.table))
+        .count();
+    assert_eq!(of_runs, 24, "foreign keys of run tables");
+    assert_eq!(
+        ever.len(),
+        last.len() + 3,
+        "foreign keys that fall with the seam"
+    );
+    for key in &last {
+        assert_eq!(
+            run_tables.contains(key.table),
+            run_tables.contains(key.target),
+            "{} ties the run graph to the control plane",
+            key.name()
+        );
+    }
+}
+
+#[test]
+fn the_shared_tables_differ_in_one_index() {
+    let [control_plane, run_ops] = Schema::ALL.map(shared::tables);
+    let mut different = Vec::new();
+    for (left, right) in control_plane.iter().zip(&run_ops) {
+        assert_eq!(left.name, right.name);
+        let text = |columns: &[Column]| format!("{columns:?}");
+        assert_eq!(
+            text(&left.columns),
+            text(&right.columns),
+            "columns of {}",
+            left.name
+        );
+        for (index, twin) in left.indexes.iter().zip(&right.indexes) {
+            if index.create_sql(left.name) != twin.create_sql(right.name) {
+                different.push(index.create_sql(left.name));
+            }
+        }
+    }
+    assert_eq!(
+        different,
+        [
+            r#"CREATE INDEX "ix_task_run_env_created_at" ON "task_run" ("runtime_environment_id", "created_at" DESC) INCLUDE ("id") WITH (fillfactor = 90)"#
+        ]
+    );
+}
+
+#[tokio::test]
+async fn an_unusable_url_is_refused_and_not_repeated() {
+    let urls = [
+        "",
+        "database",
+        "mysql://alice:sesame@db.internal/runs",
+        "postgres://alice:sesame@db.internal:port/runs",
+        "postgres://alice:sesame@db.internal/runs?sslmode=sometimes",
+    ];
+    for url in urls {
+        let error = crate::status(Schema::RunOps, url)
+            .await
+            .expect_err("an unusable URL");
+        assert_eq!(error, MigrationError::InvalidUrl, "{url}");
+        for secret in ["alice", "sesame", "db.internal"] {
+            assert!(
+                !format!("{error} {error:?}").contains(secret),
+                "{error} names {secret}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_server_that_does_not_answer_is_unreachable() {
+    let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+    for error in [sqlx::Error::Io(refused), sqlx::Error::PoolTimedOut] {
+        assert_eq!(
+            MigrationError::connecting(&error),
+            MigrationError::Unreachable
+        );
+    }
+}
