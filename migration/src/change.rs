@@ -30,10 +30,7 @@ impl Change {
         match self {
             Self::CreateIdentity { schema, table } => {
                 create_table(manager, table).await?;
-                manager
-                    .get_connection()
-                    .execute_unprepared(&identity::insert_sql(*schema))
-                    .await?;
+                manager.get_connection().execute_unprepared(&identity::insert_sql(*schema)).await?;
             }
             Self::CreateEnums(enums) => {
                 for enumeration in *enums {
@@ -74,10 +71,7 @@ impl Change {
 async fn create_table(manager: &SchemaManager<'_>, table: &Table) -> Result<(), DbErr> {
     manager.create_table(table.create()).await?;
     for index in &table.indexes {
-        manager
-            .get_connection()
-            .execute_unprepared(&index.create_sql(table.name))
-            .await?;
+        manager.get_connection().execute_unprepared(&index.create_sql(table.name)).await?;
     }
     Ok(())
 }
@@ -106,19 +100,12 @@ pub(crate) struct Migration {
 impl Migration {
     /// A change that binaries built for an earlier schema cannot live with.
     pub(crate) fn new(name: &'static str, change: Change) -> Self {
-        Self {
-            name,
-            change,
-            works_with_older_binaries: false,
-        }
+        Self { name, change, works_with_older_binaries: false }
     }
 
     /// A change that binaries which worked on the schema before it do not notice.
     pub(crate) fn compatible(name: &'static str, change: Change) -> Self {
-        Self {
-            works_with_older_binaries: true,
-            ..Self::new(name, change)
-        }
+        Self { works_with_older_binaries: true, ..Self::new(name, change) }
     }
 }
 
@@ -147,15 +134,8 @@ pub(crate) fn versioned(migrations: Vec<Migration>) -> Vec<Versioned> {
             Some(version) if migration.works_with_older_binaries => version.compatible_from,
             Some(_) | None => number,
         };
-        let after = Version {
-            number,
-            compatible_from,
-        };
-        result.push(Versioned {
-            migration,
-            after,
-            before,
-        });
+        let after = Version { number, compatible_from };
+        result.push(Versioned { migration, after, before });
         before = Some(after);
     }
     result
@@ -173,10 +153,7 @@ impl MigrationName for Versioned {
     }
 }
 
-#[expect(
-    elided_lifetimes_in_paths,
-    reason = "async_trait wants the signatures of the trait to the letter"
-)]
+#[expect(elided_lifetimes_in_paths, reason = "async_trait wants the signatures of the trait to the letter")]
 #[async_trait]
 impl MigrationTrait for Versioned {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
@@ -208,10 +185,7 @@ mod tests {
             Migration::new("d", change()),
             Migration::compatible("e", change()),
         ]);
-        let versions: Vec<_> = list
-            .iter()
-            .map(|m| (m.after.number, m.after.compatible_from))
-            .collect();
+        let versions: Vec<_> = list.iter().map(|m| (m.after.number, m.after.compatible_from)).collect();
         assert_eq!(versions, [(1, 1), (2, 1), (3, 1), (4, 4), (5, 4)]);
         assert_eq!(list[0].before, None);
         assert_eq!(list[4].before, Some(list[3].after));

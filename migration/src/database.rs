@@ -6,8 +6,7 @@ use std::time::Duration;
 use sea_orm_migration::sea_orm::sqlx::ConnectOptions as _;
 use sea_orm_migration::sea_orm::sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sea_orm_migration::sea_orm::{
-    ConnectionTrait as _, DatabaseConnection, DbBackend, DbErr, QueryResult, SqlxPostgresConnector,
-    Statement,
+    ConnectionTrait as _, DatabaseConnection, DbBackend, DbErr, QueryResult, SqlxPostgresConnector, Statement,
 };
 
 use crate::{MigrationError, Schema, identity};
@@ -52,21 +51,14 @@ impl Session {
     /// records is among `known` (names, in order). Reads only.
     ///
     /// Errors: all but those of single statements; the connection is closed then.
-    pub(crate) async fn open(
-        schema: Schema,
-        url: &str,
-        known: &[String],
-    ) -> Result<Self, MigrationError> {
+    pub(crate) async fn open(schema: Schema, url: &str, known: &[String]) -> Result<Self, MigrationError> {
         let connection = connect(url).await?;
         let checked = async {
             lock(&connection).await?;
             inspect(&connection, schema, known).await
         };
         match checked.await {
-            Ok(applied) => Ok(Self {
-                connection,
-                applied,
-            }),
+            Ok(applied) => Ok(Self { connection, applied }),
             Err(error) => {
                 close(connection).await;
                 Err(error)
@@ -86,9 +78,7 @@ async fn connect(url: &str) -> Result<DatabaseConnection, MigrationError> {
         return Err(MigrationError::InvalidUrl);
     }
     let options: PgConnectOptions = url.parse().map_err(|_| MigrationError::InvalidUrl)?;
-    let options = options
-        .application_name("runseam-migration")
-        .disable_statement_logging();
+    let options = options.application_name("runseam-migration").disable_statement_logging();
     let pool = PgPoolOptions::new()
         .min_connections(1)
         .max_connections(1)
@@ -111,23 +101,15 @@ async fn close(connection: DatabaseConnection) {
 /// Waits until no other migrator is at work on this database.
 async fn lock(connection: &DatabaseConnection) -> Result<(), MigrationError> {
     let wait = async {
-        connection
-            .execute_unprepared(&format!("SET lock_timeout = '{LOCK_TIMEOUT}'"))
-            .await?;
-        connection
-            .execute_unprepared(&format!("SELECT pg_advisory_lock({LOCK_KEY})"))
-            .await?;
+        connection.execute_unprepared(&format!("SET lock_timeout = '{LOCK_TIMEOUT}'")).await?;
+        connection.execute_unprepared(&format!("SELECT pg_advisory_lock({LOCK_KEY})")).await?;
         connection.execute_unprepared("RESET lock_timeout").await?;
         Ok::<(), DbErr>(())
     };
     wait.await.map_err(|error| {
         let error = MigrationError::from(error);
         // lock_not_available
-        if error.sqlstate() == Some("55P03") {
-            MigrationError::Busy
-        } else {
-            error
-        }
+        if error.sqlstate() == Some("55P03") { MigrationError::Busy } else { error }
     })
 }
 
@@ -138,9 +120,7 @@ async fn inspect(
     known: &[String],
 ) -> Result<BTreeSet<String>, MigrationError> {
     if !exists(connection, identity::TABLE).await? {
-        let occupied: bool = one_row(connection, FOREIGN_OBJECTS)
-            .await?
-            .try_get("", "found")?;
+        let occupied: bool = one_row(connection, FOREIGN_OBJECTS).await?.try_get("", "found")?;
         return match occupied || !recorded(connection).await?.is_empty() {
             true => Err(MigrationError::NotOurs),
             false => Ok(BTreeSet::new()),
@@ -149,28 +129,17 @@ async fn inspect(
 
     let (found, stamped) = read_identity(connection).await?;
     if found != schema {
-        return Err(MigrationError::WrongDatabase {
-            expected: schema,
-            found,
-        });
+        return Err(MigrationError::WrongDatabase { expected: schema, found });
     }
     // A list of migrations has no more entries than fit, and versions are its positions.
     let latest = known.len() as u32;
     let applied = recorded(connection).await?;
     if stamped > latest || applied.iter().any(|name| !known.contains(name)) {
-        return Err(MigrationError::Newer {
-            schema,
-            found: stamped.max(applied.len() as u32),
-            known: latest,
-        });
+        return Err(MigrationError::Newer { schema, found: stamped.max(applied.len() as u32), known: latest });
     }
     let expected: BTreeSet<String> = known.iter().take(stamped as usize).cloned().collect();
     if applied != expected {
-        return Err(MigrationError::Inconsistent {
-            schema,
-            recorded: applied.len() as u32,
-            stamped,
-        });
+        return Err(MigrationError::Inconsistent { schema, recorded: applied.len() as u32, stamped });
     }
     Ok(applied)
 }
@@ -178,19 +147,12 @@ async fn inspect(
 /// Reads which schema the database has and its version. A table of that name which is not ours is not read further.
 async fn read_identity(connection: &DatabaseConnection) -> Result<(Schema, u32), MigrationError> {
     let row = connection
-        .query_one_raw(statement(&format!(
-            "SELECT store::text, schema_version::int FROM {}",
-            identity::TABLE
-        )))
+        .query_one_raw(statement(&format!("SELECT store::text, schema_version::int FROM {}", identity::TABLE)))
         .await
         .map_err(|error| {
             let error = MigrationError::from(error);
             // undefined_column, cannot_coerce
-            if matches!(error.sqlstate(), Some("42703" | "42846")) {
-                MigrationError::NotOurs
-            } else {
-                error
-            }
+            if matches!(error.sqlstate(), Some("42703" | "42846")) { MigrationError::NotOurs } else { error }
         })?
         .ok_or(MigrationError::NotOurs)?;
     let store: String = row.try_get("", "store")?;
@@ -207,11 +169,8 @@ async fn recorded(connection: &DatabaseConnection) -> Result<BTreeSet<String>, M
     if !exists(connection, "seaql_migrations").await? {
         return Ok(BTreeSet::new());
     }
-    let rows = connection
-        .query_all_raw(statement("SELECT version FROM seaql_migrations"))
-        .await?;
-    let names: Result<BTreeSet<String>, DbErr> =
-        rows.iter().map(|row| row.try_get("", "version")).collect();
+    let rows = connection.query_all_raw(statement("SELECT version FROM seaql_migrations")).await?;
+    let names: Result<BTreeSet<String>, DbErr> = rows.iter().map(|row| row.try_get("", "version")).collect();
     Ok(names?)
 }
 
@@ -221,14 +180,8 @@ async fn exists(connection: &DatabaseConnection, table: &str) -> Result<bool, Mi
 }
 
 /// Runs a query that always gives one row.
-async fn one_row(
-    connection: &DatabaseConnection,
-    sql: &str,
-) -> Result<QueryResult, MigrationError> {
-    connection
-        .query_one_raw(statement(sql))
-        .await?
-        .ok_or(MigrationError::Interrupted)
+async fn one_row(connection: &DatabaseConnection, sql: &str) -> Result<QueryResult, MigrationError> {
+    connection.query_one_raw(statement(sql)).await?.ok_or(MigrationError::Interrupted)
 }
 
 fn statement(sql: &str) -> Statement {

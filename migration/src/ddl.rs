@@ -3,13 +3,11 @@
 //! Columns are `NOT NULL` unless [`Column::null`] says otherwise. A column of text is declared as [`key_text`] when rows
 //! can be sorted or looked up by it, and as [`text`] when it is free text; the two differ in collation.
 
-use sea_orm_migration::sea_query::extension::postgres::{
-    Type, TypeCreateStatement, TypeDropStatement,
-};
+use sea_orm_migration::sea_query::extension::postgres::{Type, TypeCreateStatement, TypeDropStatement};
 use sea_orm_migration::sea_query::{
-    self, Check, ColumnDef, ColumnType, ConditionalStatement, Expr, ForeignKeyAction,
-    ForeignKeyCreateStatement, ForeignKeyDropStatement, Index as IndexStatement, IndexOrder,
-    IndexType, IntoIden, PostgresQueryBuilder, TableCreateStatement, TableDropStatement,
+    self, Check, ColumnDef, ColumnType, ConditionalStatement, Expr, ForeignKeyAction, ForeignKeyCreateStatement,
+    ForeignKeyDropStatement, Index as IndexStatement, IndexOrder, IndexType, IntoIden, PostgresQueryBuilder,
+    TableCreateStatement, TableDropStatement,
 };
 
 /// One column of a table.
@@ -26,14 +24,7 @@ pub(crate) struct Column {
 
 impl Column {
     fn new(name: &'static str, kind: ColumnType) -> Self {
-        Self {
-            name,
-            kind,
-            bytewise: false,
-            nullable: false,
-            primary: false,
-            default: None,
-        }
+        Self { name, kind, bytewise: false, nullable: false, primary: false, default: None }
     }
 
     /// The column is the table's primary key; the constraint gets PostgreSQL's own name, `<table>_pkey`.
@@ -86,10 +77,7 @@ impl Column {
 /// Text that rows are sorted, looked up or joined by (ids, references, names, keys): compared bytewise, so that two
 /// databases with different default collations give the same order.
 pub(crate) fn key_text(name: &'static str) -> Column {
-    Column {
-        bytewise: true,
-        ..Column::new(name, ColumnType::Text)
-    }
+    Column { bytewise: true, ..Column::new(name, ColumnType::Text) }
 }
 
 /// Free text nobody sorts by (payloads, messages, MIME types): keeps the database's default collation.
@@ -148,32 +136,16 @@ pub(crate) struct Table {
 
 impl Table {
     pub(crate) fn new(name: &'static str, columns: impl IntoIterator<Item = Column>) -> Self {
-        Self {
-            name,
-            columns: columns.into_iter().collect(),
-            indexes: Vec::new(),
-            checks: Vec::new(),
-        }
+        Self { name, columns: columns.into_iter().collect(), indexes: Vec::new(), checks: Vec::new() }
     }
 
     /// Adds a unique index.
-    pub(crate) fn unique<P: Into<Part>>(
-        self,
-        name: &'static str,
-        parts: impl IntoIterator<Item = P>,
-    ) -> Self {
-        self.index_with(Index {
-            unique: true,
-            ..Index::new(name, parts)
-        })
+    pub(crate) fn unique<P: Into<Part>>(self, name: &'static str, parts: impl IntoIterator<Item = P>) -> Self {
+        self.index_with(Index { unique: true, ..Index::new(name, parts) })
     }
 
     /// Adds an index.
-    pub(crate) fn index<P: Into<Part>>(
-        self,
-        name: &'static str,
-        parts: impl IntoIterator<Item = P>,
-    ) -> Self {
+    pub(crate) fn index<P: Into<Part>>(self, name: &'static str, parts: impl IntoIterator<Item = P>) -> Self {
         self.index_with(Index::new(name, parts))
     }
 
@@ -221,18 +193,12 @@ impl From<&'static str> for Part {
 
 /// An index column in PostgreSQL's default direction.
 pub(crate) fn asc(column: &'static str) -> Part {
-    Part {
-        column,
-        descending: false,
-    }
+    Part { column, descending: false }
 }
 
 /// An index column kept in descending order.
 pub(crate) fn desc(column: &'static str) -> Part {
-    Part {
-        column,
-        descending: true,
-    }
+    Part { column, descending: true }
 }
 
 /// How an index is stored.
@@ -259,10 +225,7 @@ pub(crate) struct Index {
 }
 
 impl Index {
-    pub(crate) fn new<P: Into<Part>>(
-        name: &'static str,
-        parts: impl IntoIterator<Item = P>,
-    ) -> Self {
+    pub(crate) fn new<P: Into<Part>>(name: &'static str, parts: impl IntoIterator<Item = P>) -> Self {
         Self {
             name,
             parts: parts.into_iter().map(Into::into).collect(),
@@ -370,13 +333,7 @@ pub(crate) const fn foreign_key(
         OnDelete::SetNull => ForeignKeyAction::SetNull,
         OnDelete::Restrict => ForeignKeyAction::Restrict,
     };
-    ForeignKey {
-        table,
-        column,
-        target,
-        on_delete,
-        on_update: ForeignKeyAction::Cascade,
-    }
+    ForeignKey { table, column, target, on_delete, on_update: ForeignKeyAction::Cascade }
 }
 
 /// As [`foreign_key`], but a referenced id cannot change.
@@ -386,10 +343,7 @@ pub(crate) const fn foreign_key_fixed(
     target: &'static str,
     on_delete: OnDelete,
 ) -> ForeignKey {
-    ForeignKey {
-        on_update: ForeignKeyAction::NoAction,
-        ..foreign_key(table, column, target, on_delete)
-    }
+    ForeignKey { on_update: ForeignKeyAction::NoAction, ..foreign_key(table, column, target, on_delete) }
 }
 
 /// An enum type and its labels, in the order PostgreSQL keeps them.
@@ -402,9 +356,7 @@ pub(crate) struct Enumeration {
 impl Enumeration {
     pub(crate) fn create(&self) -> TypeCreateStatement {
         let mut statement = Type::create();
-        statement
-            .as_enum(self.name)
-            .values(self.labels.iter().copied());
+        statement.as_enum(self.name).values(self.labels.iter().copied());
         statement
     }
 

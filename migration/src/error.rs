@@ -19,27 +19,19 @@ pub enum MigrationError {
     Unreachable,
 
     /// The two sides do not agree on encryption.
-    #[error(
-        "no encrypted connection to the database server: check the URL's sslmode and certificates"
-    )]
+    #[error("no encrypted connection to the database server: check the URL's sslmode and certificates")]
     Encryption,
 
     /// The server does not accept the user or the password.
-    #[error(
-        "the database server refused the login: check user, password and the server's access rules"
-    )]
+    #[error("the database server refused the login: check user, password and the server's access rules")]
     Authentication,
 
     /// The server is there, the database is not.
-    #[error(
-        "the database does not exist on this server: create it, or correct the name at the end of the URL"
-    )]
+    #[error("the database does not exist on this server: create it, or correct the name at the end of the URL")]
     DatabaseMissing,
 
     /// The server refused the connection for another reason.
-    #[error(
-        "the database server refused the connection (SQLSTATE {sqlstate}): see the server's log"
-    )]
+    #[error("the database server refused the connection (SQLSTATE {sqlstate}): see the server's log")]
     ConnectionRefused {
         /// The server's five-character code.
         sqlstate: String,
@@ -95,9 +87,7 @@ pub enum MigrationError {
     },
 
     /// Another migrator holds the lock.
-    #[error(
-        "another migration has been running on this database for a minute: wait for it to end, then try again"
-    )]
+    #[error("another migration has been running on this database for a minute: wait for it to end, then try again")]
     Busy,
 
     /// The server refused a statement; the migration it belonged to has been rolled back.
@@ -110,9 +100,7 @@ pub enum MigrationError {
     },
 
     /// The connection broke, or an answer could not be read.
-    #[error(
-        "the connection to the database failed while migrating: ask for the status, then try again"
-    )]
+    #[error("the connection to the database failed while migrating: ask for the status, then try again")]
     Interrupted,
 }
 
@@ -133,19 +121,13 @@ impl MigrationError {
             "28000" | "28P01" => Self::Authentication,
             // invalid_catalog_name
             "3D000" => Self::DatabaseMissing,
-            sqlstate => Self::ConnectionRefused {
-                sqlstate: sqlstate.to_owned(),
-            },
+            sqlstate => Self::ConnectionRefused { sqlstate: sqlstate.to_owned() },
         }
     }
 
     /// The server's code, where the server refused a statement.
     pub(crate) fn sqlstate(&self) -> Option<&str> {
-        if let Self::Database { sqlstate, .. } = self {
-            Some(sqlstate)
-        } else {
-            None
-        }
+        if let Self::Database { sqlstate, .. } = self { Some(sqlstate) } else { None }
     }
 }
 

@@ -11,10 +11,7 @@ pub(crate) const TABLE: &str = "store_identity";
 
 /// Creates the table and labels the database as `schema`.
 pub(crate) fn create(schema: Schema) -> Change {
-    Change::CreateIdentity {
-        schema,
-        table: table(),
-    }
+    Change::CreateIdentity { schema, table: table() }
 }
 
 fn table() -> Table {
@@ -31,10 +28,7 @@ fn table() -> Table {
         ],
     )
     .check("ck_store_identity_singleton", "singleton")
-    .check(
-        "ck_store_identity_store",
-        "store IN ('control_plane', 'run_ops')",
-    )
+    .check("ck_store_identity_store", "store IN ('control_plane', 'run_ops')")
 }
 
 /// The statement that writes the row; the migration's stamp, in the same transaction, fills in the versions.

@@ -69,10 +69,7 @@ impl Schema {
     }
 
     fn migration_names(self) -> Vec<String> {
-        self.migrations()
-            .iter()
-            .map(|migration| migration.name.to_owned())
-            .collect()
+        self.migrations().iter().map(|migration| migration.name.to_owned()).collect()
     }
 }
 
@@ -92,16 +89,10 @@ pub struct MigrationStatus {
 /// transaction-pooling proxy.
 ///
 /// Errors: see [`MigrationError`]; a database that is not `schema`'s is left as it is.
-pub async fn up(
-    schema: Schema,
-    url: &str,
-    steps: Option<u32>,
-) -> Result<Vec<String>, MigrationError> {
+pub async fn up(schema: Schema, url: &str, steps: Option<u32>) -> Result<Vec<String>, MigrationError> {
     let names = schema.migration_names();
     let session = Session::open(schema, url, &names).await?;
-    let pending = names
-        .into_iter()
-        .filter(|name| !session.applied.contains(name));
+    let pending = names.into_iter().filter(|name| !session.applied.contains(name));
     let pending: Vec<String> = limited(pending, steps);
     let result = match pending.is_empty() {
         true => Ok(()),
@@ -115,17 +106,10 @@ pub async fn up(
 /// Takes back the last `steps` migrations, or all of them, and returns their names in the order they were taken back.
 ///
 /// What the tables held is gone with them. Transactions, lock and errors are as for [`up`].
-pub async fn down(
-    schema: Schema,
-    url: &str,
-    steps: Option<u32>,
-) -> Result<Vec<String>, MigrationError> {
+pub async fn down(schema: Schema, url: &str, steps: Option<u32>) -> Result<Vec<String>, MigrationError> {
     let names = schema.migration_names();
     let session = Session::open(schema, url, &names).await?;
-    let applied = names
-        .into_iter()
-        .rev()
-        .filter(|name| session.applied.contains(name));
+    let applied = names.into_iter().rev().filter(|name| session.applied.contains(name));
     let applied: Vec<String> = limited(applied, steps);
     let result = match applied.is_empty() {
         true => Ok(()),
@@ -143,13 +127,8 @@ pub async fn down(
 pub async fn status(schema: Schema, url: &str) -> Result<Vec<MigrationStatus>, MigrationError> {
     let names = schema.migration_names();
     let session = Session::open(schema, url, &names).await?;
-    let list = names
-        .into_iter()
-        .map(|name| MigrationStatus {
-            applied: session.applied.contains(&name),
-            name,
-        })
-        .collect();
+    let list =
+        names.into_iter().map(|name| MigrationStatus { applied: session.applied.contains(&name), name }).collect();
     session.close().await;
     Ok(list)
 }

@@ -96,9 +96,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Down { target, steps, all } => {
             if steps.is_none() && !all {
-                bail!(
-                    "down loses data: say how far with --steps N, or --all to empty the database"
-                );
+                bail!("down loses data: say how far with --steps N, or --all to empty the database");
             }
             let names = migration::down(target.schema(), &target.url()?, steps).await?;
             report("taken back", &names, target.schema());
@@ -106,22 +104,10 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Status { target } => {
             let list = migration::status(target.schema(), &target.url()?).await?;
             for migration in &list {
-                println!(
-                    "{:<8} {}",
-                    if migration.applied {
-                        "applied"
-                    } else {
-                        "pending"
-                    },
-                    migration.name
-                );
+                println!("{:<8} {}", if migration.applied { "applied" } else { "pending" }, migration.name);
             }
             let applied = list.iter().filter(|migration| migration.applied).count();
-            println!(
-                "{}: {applied} of {} migrations applied",
-                target.schema().name(),
-                list.len()
-            );
+            println!("{}: {applied} of {} migrations applied", target.schema().name(), list.len());
         }
     }
     Ok(())

@@ -11,22 +11,10 @@ pub(crate) fn migrations() -> Vec<Migration> {
     vec![
         Migration::new("m0001_store_identity", identity::create(Schema::RunOps)),
         Migration::new("m0002_enum_types", Change::CreateEnums(shared::ENUMS)),
-        Migration::new(
-            "m0003_run_tables",
-            Change::CreateTables(shared::tables(Schema::RunOps)),
-        ),
-        Migration::new(
-            "m0004_waitpoint_link_tables",
-            Change::CreateTables(waitpoint_link_tables()),
-        ),
-        Migration::new(
-            "m0005_shared_foreign_keys",
-            Change::AddForeignKeys(shared::FOREIGN_KEYS),
-        ),
-        Migration::new(
-            "m0006_task_run_foreign_keys",
-            Change::AddForeignKeys(TASK_RUN_FOREIGN_KEYS),
-        ),
+        Migration::new("m0003_run_tables", Change::CreateTables(shared::tables(Schema::RunOps))),
+        Migration::new("m0004_waitpoint_link_tables", Change::CreateTables(waitpoint_link_tables())),
+        Migration::new("m0005_shared_foreign_keys", Change::AddForeignKeys(shared::FOREIGN_KEYS)),
+        Migration::new("m0006_task_run_foreign_keys", Change::AddForeignKeys(TASK_RUN_FOREIGN_KEYS)),
     ]
 }
 
@@ -34,12 +22,7 @@ pub(crate) fn migrations() -> Vec<Migration> {
 const TASK_RUN_FOREIGN_KEYS: &[ForeignKey] = &[
     foreign_key_fixed("task_run", "root_task_run_id", "task_run", SetNull),
     foreign_key_fixed("task_run", "parent_task_run_id", "task_run", SetNull),
-    foreign_key_fixed(
-        "task_run",
-        "parent_task_run_attempt_id",
-        "task_run_attempt",
-        SetNull,
-    ),
+    foreign_key_fixed("task_run", "parent_task_run_attempt_id", "task_run_attempt", SetNull),
     foreign_key_fixed("task_run", "batch_id", "batch_task_run", SetNull),
 ];
 
@@ -49,11 +32,7 @@ fn waitpoint_link_tables() -> Vec<Table> {
         // A waitpoint blocked a run at some time; for display.
         Table::new(
             "waitpoint_run_connection",
-            [
-                key_text("id").primary(),
-                key_text("task_run_id"),
-                key_text("waitpoint_id"),
-            ],
+            [key_text("id").primary(), key_text("task_run_id"), key_text("waitpoint_id")],
         )
         .unique("uq_wrc_run_waitpoint", ["task_run_id", "waitpoint_id"])
         .index("ix_wrc_task_run_id", ["task_run_id"])
@@ -61,16 +40,9 @@ fn waitpoint_link_tables() -> Vec<Table> {
         // A waitpoint had completed when a snapshot was written.
         Table::new(
             "completed_waitpoint",
-            [
-                key_text("id").primary(),
-                key_text("snapshot_id"),
-                key_text("waitpoint_id"),
-            ],
+            [key_text("id").primary(), key_text("snapshot_id"), key_text("waitpoint_id")],
         )
-        .unique(
-            "uq_completed_waitpoint_snapshot_waitpoint",
-            ["snapshot_id", "waitpoint_id"],
-        )
+        .unique("uq_completed_waitpoint_snapshot_waitpoint", ["snapshot_id", "waitpoint_id"])
         .index("ix_completed_waitpoint_snapshot_id", ["snapshot_id"])
         .index("ix_completed_waitpoint_waitpoint_id", ["waitpoint_id"]),
     ]

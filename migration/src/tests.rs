@@ -9,11 +9,7 @@ use crate::ddl::{Column, Enumeration, ForeignKey, Table};
 use crate::{MigrationError, Schema, shared};
 
 fn changes(schema: Schema) -> Vec<Change> {
-    schema
-        .migrations()
-        .into_iter()
-        .map(|migration| migration.change)
-        .collect()
+    schema.migrations().into_iter().map(|migration| migration.change).collect()
 }
 
 fn tables(schema: Schema) -> Vec<Table> {
@@ -22,9 +18,7 @@ fn tables(schema: Schema) -> Vec<Table> {
         .flat_map(|change| match change {
             Change::CreateIdentity { table, .. } => vec![table],
             Change::CreateTables(tables) => tables,
-            Change::CreateEnums(_) | Change::AddForeignKeys(_) | Change::DropForeignKeys(_) => {
-                Vec::new()
-            }
+            Change::CreateEnums(_) | Change::AddForeignKeys(_) | Change::DropForeignKeys(_) => Vec::new(),
         })
         .collect()
 }
@@ -61,10 +55,7 @@ fn foreign_keys(schema: Schema) -> (Vec<ForeignKey>, Vec<ForeignKey>) {
 }
 
 fn run_ops_tables() -> Vec<Table> {
-    tables(Schema::RunOps)
-        .into_iter()
-        .filter(|table| table.name != "store_identity")
-        .collect()
+    tables(Schema::RunOps).into_iter().filter(|table| table.name != "store_identity").collect()
 }
 
 #[test]
@@ -72,10 +63,7 @@ fn migration_names_carry_their_version() {
     for schema in Schema::ALL {
         for (index, name) in schema.migration_names().iter().enumerate() {
             let prefix = format!("m{:04}_", index + 1);
-            assert!(
-                name.starts_with(&prefix),
-                "{name} should start with {prefix}"
-            );
+            assert!(name.starts_with(&prefix), "{name} should start with {prefix}");
         }
     }
 }
@@ -86,31 +74,16 @@ fn names_are_unique_and_fit() {
         let mut seen = BTreeSet::new();
         let mut check = |name: String| {
             assert!(name.len() <= 63, "PostgreSQL would cut {name} short");
-            assert!(
-                seen.insert(name.clone()),
-                "{name} is used twice in the {} database",
-                schema.name()
-            );
+            assert!(seen.insert(name.clone()), "{name} is used twice in the {} database", schema.name());
         };
         for table in tables(schema) {
             check(table.name.to_owned());
             check(format!("{}_pkey", table.name));
-            table
-                .indexes
-                .iter()
-                .for_each(|index| check(index.name.to_owned()));
-            table
-                .checks
-                .iter()
-                .for_each(|(name, _)| check((*name).to_owned()));
+            table.indexes.iter().for_each(|index| check(index.name.to_owned()));
+            table.checks.iter().for_each(|(name, _)| check((*name).to_owned()));
         }
-        enums(schema)
-            .iter()
-            .for_each(|enumeration| check(enumeration.name.to_owned()));
-        foreign_keys(schema)
-            .0
-            .iter()
-            .for_each(|key| check(key.name()));
+        enums(schema).iter().for_each(|enumeration| check(enumeration.name.to_owned()));
+        foreign_keys(schema).0.iter().for_each(|key| check(key.name()));
     }
 }
 
@@ -119,32 +92,14 @@ fn indexes_and_foreign_keys_name_columns_that_exist() {
     for schema in Schema::ALL {
         let columns: BTreeMap<&str, BTreeSet<&str>> = tables(schema)
             .iter()
-            .map(|table| {
-                (
-                    table.name,
-                    table.columns.iter().map(|column| column.name).collect(),
-                )
-            })
+            .map(|table| (table.name, table.columns.iter().map(|column| column.name).collect()))
             .collect();
         for table in tables(schema) {
-            assert_eq!(
-                columns[table.name].len(),
-                table.columns.len(),
-                "{} repeats a column",
-                table.name
-            );
+            assert_eq!(columns[table.name].len(), table.columns.len(), "{} repeats a column", table.name);
             for index in &table.indexes {
-                let named = index
-                    .parts
-                    .iter()
-                    .map(|part| part.column)
-                    .chain(index.include.iter().copied());
+                let named = index.parts.iter().map(|part| part.column).chain(index.include.iter().copied());
                 for column in named {
-                    assert!(
-                        columns[table.name].contains(column),
-                        "{}: no column {column}",
-                        index.name
-                    );
+                    assert!(columns[table.name].contains(column), "{}: no column {column}", index.name);
                 }
                 assert!(
                     index.fill_factor.is_none() || index.only_where.is_none(),
@@ -154,16 +109,8 @@ fn indexes_and_foreign_keys_name_columns_that_exist() {
             }
         }
         for key in foreign_keys(schema).0 {
-            assert!(
-                columns[key.table].contains(key.column),
-                "{}: no such column",
-                key.name()
-            );
-            assert!(
-                columns.contains_key(key.target),
-                "{}: no such target",
-                key.name()
-            );
+            assert!(columns[key.table].contains(key.column), "{}: no such column", key.name());
+            assert!(columns.contains_key(key.target), "{}: no such target", key.name());
         }
     }
 }
@@ -194,11 +141,7 @@ fn only_free_text_keeps_the_default_collation() {
     for table in Schema::ALL.into_iter().flat_map(tables) {
         for column in table.columns.iter().filter(|column| column.is_text()) {
             let bytewise = !free.contains(&column.name);
-            assert_eq!(
-                column.bytewise, bytewise,
-                "collation of {}.{}",
-                table.name, column.name
-            );
+            assert_eq!(column.bytewise, bytewise, "collation of {}.{}", table.name, column.name);
         }
     }
 }
@@ -213,11 +156,7 @@ fn a_key_that_sets_null_is_on_a_nullable_column() {
             .map(|(table, column)| (table, column.name))
             .collect();
         for key in foreign_keys(schema).0.iter().filter(|key| key.sets_null()) {
-            assert!(
-                nullable.contains(&(key.table, key.column)),
-                "{} cannot be set to NULL",
-                key.name()
-            );
+            assert!(nullable.contains(&(key.table, key.column)), "{} cannot be set to NULL", key.name());
         }
     }
 }
@@ -230,16 +169,8 @@ fn the_run_ops_schema_has_the_agreed_size() {
     assert_eq!(count(|table| table.columns.len()), 259, "columns");
     assert_eq!(enums(Schema::RunOps).len(), 12, "enum types");
     assert_eq!(foreign_keys(Schema::RunOps).1.len(), 22, "foreign keys");
-    assert_eq!(
-        count(|table| table.indexes.len()),
-        57,
-        "indexes besides the primary keys"
-    );
-    assert_eq!(
-        count(|table| table.indexes.iter().filter(|index| index.unique).count()),
-        25,
-        "unique indexes"
-    );
+    assert_eq!(count(|table| table.indexes.len()), 57, "indexes besides the primary keys");
+    assert_eq!(count(|table| table.indexes.iter().filter(|index| index.unique).count()), 25, "unique indexes");
 }
 
 #[test]
@@ -254,16 +185,9 @@ fn the_control_plane_has_the_agreed_size() {
         .chain(["_waitpoint_run_connections", "_completed_waitpoints"])
         .collect();
     let (ever, last) = foreign_keys(Schema::ControlPlane);
-    let of_runs = last
-        .iter()
-        .filter(|key| run_tables.contains(key.table))
-        .count();
+    let of_runs = last.iter().filter(|key| run_tables.contains(key.table)).count();
     assert_eq!(of_runs, 24, "foreign keys of run tables");
-    assert_eq!(
-        ever.len(),
-        last.len() + 3,
-        "foreign keys that fall with the seam"
-    );
+    assert_eq!(ever.len(), last.len() + 3, "foreign keys that fall with the seam");
     for key in &last {
         assert_eq!(
             run_tables.contains(key.table),
@@ -281,12 +205,7 @@ fn the_shared_tables_differ_in_one_index() {
     for (left, right) in control_plane.iter().zip(&run_ops) {
         assert_eq!(left.name, right.name);
         let text = |columns: &[Column]| format!("{columns:?}");
-        assert_eq!(
-            text(&left.columns),
-            text(&right.columns),
-            "columns of {}",
-            left.name
-        );
+        assert_eq!(text(&left.columns), text(&right.columns), "columns of {}", left.name);
         for (index, twin) in left.indexes.iter().zip(&right.indexes) {
             if index.create_sql(left.name) != twin.create_sql(right.name) {
                 different.push(index.create_sql(left.name));
@@ -311,15 +230,10 @@ async fn an_unusable_url_is_refused_and_not_repeated() {
         "postgres://alice:sesame@db.internal/runs?sslmode=sometimes",
     ];
     for url in urls {
-        let error = crate::status(Schema::RunOps, url)
-            .await
-            .expect_err("an unusable URL");
+        let error = crate::status(Schema::RunOps, url).await.expect_err("an unusable URL");
         assert_eq!(error, MigrationError::InvalidUrl, "{url}");
         for secret in ["alice", "sesame", "db.internal"] {
-            assert!(
-                !format!("{error} {error:?}").contains(secret),
-                "{error} names {secret}"
-            );
+            assert!(!format!("{error} {error:?}").contains(secret), "{error} names {secret}");
         }
     }
 }
@@ -328,9 +242,6 @@ async fn an_unusable_url_is_refused_and_not_repeated() {
 fn a_server_that_does_not_answer_is_unreachable() {
     let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
     for error in [sqlx::Error::Io(refused), sqlx::Error::PoolTimedOut] {
-        assert_eq!(
-            MigrationError::connecting(&error),
-            MigrationError::Unreachable
-        );
+        assert_eq!(MigrationError::connecting(&error), MigrationError::Unreachable);
     }
 }

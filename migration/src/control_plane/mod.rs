@@ -12,48 +12,18 @@ use crate::{identity, shared};
 /// The migrations in the order they are applied; the position of each is the schema version it leads to.
 pub(crate) fn migrations() -> Vec<Migration> {
     vec![
-        Migration::new(
-            "m0001_store_identity",
-            identity::create(Schema::ControlPlane),
-        ),
+        Migration::new("m0001_store_identity", identity::create(Schema::ControlPlane)),
         Migration::new("m0002_enum_types", Change::CreateEnums(shared::ENUMS)),
-        Migration::new(
-            "m0003_control_plane_enum_types",
-            Change::CreateEnums(enums::ENUMS),
-        ),
-        Migration::new(
-            "m0004_control_plane_tables",
-            Change::CreateTables(tables::tables()),
-        ),
-        Migration::new(
-            "m0005_control_plane_foreign_keys",
-            Change::AddForeignKeys(tables::FOREIGN_KEYS),
-        ),
-        Migration::new(
-            "m0006_run_tables",
-            Change::CreateTables(shared::tables(Schema::ControlPlane)),
-        ),
-        Migration::new(
-            "m0007_waitpoint_pair_tables",
-            Change::CreateTables(run_tables::waitpoint_pair_tables()),
-        ),
-        Migration::new(
-            "m0008_shared_foreign_keys",
-            Change::AddForeignKeys(shared::FOREIGN_KEYS),
-        ),
-        Migration::new(
-            "m0009_waitpoint_foreign_keys",
-            Change::AddForeignKeys(run_tables::WAITPOINT_FOREIGN_KEYS),
-        ),
-        Migration::new(
-            "m0010_seam_foreign_keys",
-            Change::AddForeignKeys(run_tables::SEAM_FOREIGN_KEYS),
-        ),
+        Migration::new("m0003_control_plane_enum_types", Change::CreateEnums(enums::ENUMS)),
+        Migration::new("m0004_control_plane_tables", Change::CreateTables(tables::tables())),
+        Migration::new("m0005_control_plane_foreign_keys", Change::AddForeignKeys(tables::FOREIGN_KEYS)),
+        Migration::new("m0006_run_tables", Change::CreateTables(shared::tables(Schema::ControlPlane))),
+        Migration::new("m0007_waitpoint_pair_tables", Change::CreateTables(run_tables::waitpoint_pair_tables())),
+        Migration::new("m0008_shared_foreign_keys", Change::AddForeignKeys(shared::FOREIGN_KEYS)),
+        Migration::new("m0009_waitpoint_foreign_keys", Change::AddForeignKeys(run_tables::WAITPOINT_FOREIGN_KEYS)),
+        Migration::new("m0010_seam_foreign_keys", Change::AddForeignKeys(run_tables::SEAM_FOREIGN_KEYS)),
         // A single database can stay before this step; a split cannot. Binaries made for the schema with these keys
         // work without them.
-        Migration::compatible(
-            "m0011_drop_seam_foreign_keys",
-            Change::DropForeignKeys(run_tables::SEAM_FOREIGN_KEYS),
-        ),
+        Migration::compatible("m0011_drop_seam_foreign_keys", Change::DropForeignKeys(run_tables::SEAM_FOREIGN_KEYS)),
     ]
 }

@@ -20,21 +20,11 @@ pub(super) fn waitpoint_pair_tables() -> Vec<Table> {
 /// References of waitpoints, edges and pairs to rows of this database.
 pub(super) const WAITPOINT_FOREIGN_KEYS: &[ForeignKey] = &[
     foreign_key("waitpoint", "completed_by_task_run_id", "task_run", SetNull),
-    foreign_key(
-        "waitpoint",
-        "completed_by_batch_id",
-        "batch_task_run",
-        SetNull,
-    ),
+    foreign_key("waitpoint", "completed_by_batch_id", "batch_task_run", SetNull),
     foreign_key("task_run_waitpoint", "task_run_id", "task_run", Restrict),
     foreign_key("task_run_waitpoint", "batch_id", "batch_task_run", SetNull),
     foreign_key("_waitpoint_run_connections", "a", "task_run", Cascade),
-    foreign_key(
-        "_completed_waitpoints",
-        "a",
-        "task_run_execution_snapshot",
-        Cascade,
-    ),
+    foreign_key("_completed_waitpoints", "a", "task_run_execution_snapshot", Cascade),
 ];
 
 /// References to a waitpoint that, once there are two databases, may be in the other one.

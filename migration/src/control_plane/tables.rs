@@ -4,8 +4,8 @@ use sea_orm_migration::sea_query::Expr;
 
 use crate::ddl::OnDelete::{Cascade, SetNull};
 use crate::ddl::{
-    ForeignKey, Index, Table, asc, boolean, decimal, desc, enumeration, foreign_key, int, jsonb,
-    key_text, text, text_list, timestamp,
+    ForeignKey, Index, Table, asc, boolean, decimal, desc, enumeration, foreign_key, int, jsonb, key_text, text,
+    text_list, timestamp,
 };
 
 pub(super) fn tables() -> Vec<Table> {
@@ -28,110 +28,30 @@ pub(super) fn tables() -> Vec<Table> {
 
 pub(super) const FOREIGN_KEYS: &[ForeignKey] = &[
     foreign_key("project", "organization_id", "organization", Cascade),
-    foreign_key(
-        "project",
-        "default_worker_group_id",
-        "worker_instance_group",
-        SetNull,
-    ),
-    foreign_key(
-        "runtime_environment",
-        "organization_id",
-        "organization",
-        Cascade,
-    ),
+    foreign_key("project", "default_worker_group_id", "worker_instance_group", SetNull),
+    foreign_key("runtime_environment", "organization_id", "organization", Cascade),
     foreign_key("runtime_environment", "project_id", "project", Cascade),
-    foreign_key(
-        "runtime_environment",
-        "org_member_id",
-        "org_member",
-        SetNull,
-    ),
-    foreign_key(
-        "runtime_environment",
-        "parent_environment_id",
-        "runtime_environment",
-        Cascade,
-    ),
+    foreign_key("runtime_environment", "org_member_id", "org_member", SetNull),
+    foreign_key("runtime_environment", "parent_environment_id", "runtime_environment", Cascade),
     foreign_key("org_member", "organization_id", "organization", Cascade),
     foreign_key("org_member", "user_id", "user", Cascade),
     foreign_key("background_worker", "project_id", "project", Cascade),
-    foreign_key(
-        "background_worker",
-        "runtime_environment_id",
-        "runtime_environment",
-        Cascade,
-    ),
-    foreign_key(
-        "background_worker",
-        "worker_group_id",
-        "worker_instance_group",
-        SetNull,
-    ),
-    foreign_key(
-        "background_worker_task",
-        "worker_id",
-        "background_worker",
-        Cascade,
-    ),
+    foreign_key("background_worker", "runtime_environment_id", "runtime_environment", Cascade),
+    foreign_key("background_worker", "worker_group_id", "worker_instance_group", SetNull),
+    foreign_key("background_worker_task", "worker_id", "background_worker", Cascade),
     foreign_key("background_worker_task", "project_id", "project", Cascade),
-    foreign_key(
-        "background_worker_task",
-        "runtime_environment_id",
-        "runtime_environment",
-        Cascade,
-    ),
+    foreign_key("background_worker_task", "runtime_environment_id", "runtime_environment", Cascade),
     foreign_key("background_worker_task", "queue_id", "task_queue", SetNull),
-    foreign_key(
-        "_background_worker_to_task_queue",
-        "a",
-        "background_worker",
-        Cascade,
-    ),
-    foreign_key(
-        "_background_worker_to_task_queue",
-        "b",
-        "task_queue",
-        Cascade,
-    ),
+    foreign_key("_background_worker_to_task_queue", "a", "background_worker", Cascade),
+    foreign_key("_background_worker_to_task_queue", "b", "task_queue", Cascade),
     foreign_key("task_queue", "project_id", "project", Cascade),
-    foreign_key(
-        "task_queue",
-        "runtime_environment_id",
-        "runtime_environment",
-        Cascade,
-    ),
+    foreign_key("task_queue", "runtime_environment_id", "runtime_environment", Cascade),
     foreign_key("worker_deployment", "project_id", "project", Cascade),
-    foreign_key(
-        "worker_deployment",
-        "environment_id",
-        "runtime_environment",
-        Cascade,
-    ),
-    foreign_key(
-        "worker_deployment",
-        "worker_id",
-        "background_worker",
-        Cascade,
-    ),
-    foreign_key(
-        "worker_deployment_promotion",
-        "deployment_id",
-        "worker_deployment",
-        Cascade,
-    ),
-    foreign_key(
-        "worker_deployment_promotion",
-        "environment_id",
-        "runtime_environment",
-        Cascade,
-    ),
-    foreign_key(
-        "worker_instance_group",
-        "organization_id",
-        "organization",
-        Cascade,
-    ),
+    foreign_key("worker_deployment", "environment_id", "runtime_environment", Cascade),
+    foreign_key("worker_deployment", "worker_id", "background_worker", Cascade),
+    foreign_key("worker_deployment_promotion", "deployment_id", "worker_deployment", Cascade),
+    foreign_key("worker_deployment_promotion", "environment_id", "runtime_environment", Cascade),
+    foreign_key("worker_instance_group", "organization_id", "organization", Cascade),
     foreign_key("worker_instance_group", "project_id", "project", Cascade),
 ];
 
@@ -212,10 +132,7 @@ fn runtime_environment() -> Table {
         ],
     )
     .unique("uq_env_api_key", ["api_key"])
-    .unique(
-        "uq_env_project_slug_member",
-        ["project_id", "slug", "org_member_id"],
-    )
+    .unique("uq_env_project_slug_member", ["project_id", "slug", "org_member_id"])
     .unique("uq_env_project_shortcode", ["project_id", "shortcode"])
     .index_with(Index {
         unique: true,
@@ -287,15 +204,9 @@ fn background_worker() -> Table {
         ],
     )
     .unique("uq_worker_friendly_id", ["friendly_id"])
-    .unique(
-        "uq_worker_project_env_version",
-        ["project_id", "runtime_environment_id", "version"],
-    )
+    .unique("uq_worker_project_env_version", ["project_id", "runtime_environment_id", "version"])
     .index("ix_worker_env", ["runtime_environment_id"])
-    .index(
-        "ix_worker_env_created",
-        [asc("runtime_environment_id"), desc("created_at")],
-    )
+    .index("ix_worker_env_created", [asc("runtime_environment_id"), desc("created_at")])
 }
 
 /// One task of a worker version.
@@ -324,28 +235,16 @@ fn background_worker_task() -> Table {
     .unique("uq_worker_task_friendly_id", ["friendly_id"])
     .unique("uq_worker_task_worker_slug", ["worker_id", "slug"])
     .index("ix_worker_task_project_slug", ["project_id", "slug"])
-    .index(
-        "ix_worker_task_project_slug_created",
-        ["project_id", "slug", "created_at"],
-    )
-    .index(
-        "ix_worker_task_env_project",
-        ["runtime_environment_id", "project_id"],
-    )
-    .index(
-        "ix_worker_task_env_slug_source",
-        ["runtime_environment_id", "slug", "trigger_source"],
-    )
+    .index("ix_worker_task_project_slug_created", ["project_id", "slug", "created_at"])
+    .index("ix_worker_task_env_project", ["runtime_environment_id", "project_id"])
+    .index("ix_worker_task_env_slug_source", ["runtime_environment_id", "slug", "trigger_source"])
 }
 
 /// Pair table: the worker version `a` serves the queue `b`. No primary key; the pair identifies a row.
 fn background_worker_to_task_queue() -> Table {
-    Table::new(
-        "_background_worker_to_task_queue",
-        [key_text("a"), key_text("b")],
-    )
-    .unique("uq_background_worker_to_task_queue_a_b", ["a", "b"])
-    .index("ix_background_worker_to_task_queue_b", ["b"])
+    Table::new("_background_worker_to_task_queue", [key_text("a"), key_text("b")])
+        .unique("uq_background_worker_to_task_queue_a_b", ["a", "b"])
+        .index("ix_background_worker_to_task_queue_b", ["b"])
 }
 
 /// A named queue of an environment.
@@ -403,36 +302,19 @@ fn worker_deployment() -> Table {
         ],
     )
     .unique("uq_deployment_friendly_id", ["friendly_id"])
-    .unique(
-        "uq_deployment_project_short_code",
-        ["project_id", "short_code"],
-    )
+    .unique("uq_deployment_project_short_code", ["project_id", "short_code"])
     .unique("uq_deployment_env_version", ["environment_id", "version"])
     .unique("uq_deployment_worker", ["worker_id"])
-    .index(
-        "ix_deployment_env_created",
-        ["environment_id", "created_at"],
-    )
-    .index(
-        "ix_deployment_env_status_id",
-        ["environment_id", "status", "id"],
-    )
-    .index(
-        "ix_deployment_env_external",
-        ["environment_id", "external_id"],
-    )
+    .index("ix_deployment_env_created", ["environment_id", "created_at"])
+    .index("ix_deployment_env_status_id", ["environment_id", "status", "id"])
+    .index("ix_deployment_env_external", ["environment_id", "external_id"])
 }
 
 /// Which deployment carries a label in an environment.
 fn worker_deployment_promotion() -> Table {
     Table::new(
         "worker_deployment_promotion",
-        [
-            key_text("id").primary(),
-            key_text("label"),
-            key_text("deployment_id"),
-            key_text("environment_id"),
-        ],
+        [key_text("id").primary(), key_text("label"), key_text("deployment_id"), key_text("environment_id")],
     )
     .unique("uq_promotion_env_label", ["environment_id", "label"])
 }

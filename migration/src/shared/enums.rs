@@ -3,10 +3,7 @@
 use crate::ddl::Enumeration;
 
 pub(crate) const ENUMS: &[Enumeration] = &[
-    Enumeration {
-        name: "runtime_environment_type",
-        labels: &["PRODUCTION", "STAGING", "DEVELOPMENT", "PREVIEW"],
-    },
+    Enumeration { name: "runtime_environment_type", labels: &["PRODUCTION", "STAGING", "DEVELOPMENT", "PREVIEW"] },
     Enumeration {
         name: "task_run_status",
         labels: &[
@@ -29,10 +26,7 @@ pub(crate) const ENUMS: &[Enumeration] = &[
             "TIMED_OUT",
         ],
     },
-    Enumeration {
-        name: "run_engine_version",
-        labels: &["V1", "V2"],
-    },
+    Enumeration { name: "run_engine_version", labels: &["V1", "V2"] },
     Enumeration {
         name: "task_run_execution_status",
         labels: &[
@@ -48,49 +42,18 @@ pub(crate) const ENUMS: &[Enumeration] = &[
             "FINISHED",
         ],
     },
-    Enumeration {
-        name: "task_run_checkpoint_type",
-        labels: &["DOCKER", "KUBERNETES", "COMPUTE"],
-    },
-    Enumeration {
-        name: "waitpoint_type",
-        labels: &["RUN", "DATETIME", "MANUAL", "BATCH"],
-    },
-    Enumeration {
-        name: "waitpoint_status",
-        labels: &["PENDING", "COMPLETED"],
-    },
+    Enumeration { name: "task_run_checkpoint_type", labels: &["DOCKER", "KUBERNETES", "COMPUTE"] },
+    Enumeration { name: "waitpoint_type", labels: &["RUN", "DATETIME", "MANUAL", "BATCH"] },
+    Enumeration { name: "waitpoint_status", labels: &["PENDING", "COMPLETED"] },
     Enumeration {
         name: "task_run_attempt_status",
-        labels: &[
-            "PENDING",
-            "EXECUTING",
-            "PAUSED",
-            "FAILED",
-            "CANCELED",
-            "COMPLETED",
-        ],
+        labels: &["PENDING", "EXECUTING", "PAUSED", "FAILED", "CANCELED", "COMPLETED"],
     },
     Enumeration {
         name: "batch_task_run_status",
-        labels: &[
-            "PENDING",
-            "PROCESSING",
-            "COMPLETED",
-            "PARTIAL_FAILED",
-            "ABORTED",
-        ],
+        labels: &["PENDING", "PROCESSING", "COMPLETED", "PARTIAL_FAILED", "ABORTED"],
     },
-    Enumeration {
-        name: "batch_task_run_item_status",
-        labels: &["PENDING", "FAILED", "CANCELED", "COMPLETED"],
-    },
-    Enumeration {
-        name: "checkpoint_type",
-        labels: &["DOCKER", "KUBERNETES"],
-    },
-    Enumeration {
-        name: "checkpoint_restore_event_type",
-        labels: &["CHECKPOINT", "RESTORE"],
-    },
+    Enumeration { name: "batch_task_run_item_status", labels: &["PENDING", "FAILED", "CANCELED", "COMPLETED"] },
+    Enumeration { name: "checkpoint_type", labels: &["DOCKER", "KUBERNETES"] },
+    Enumeration { name: "checkpoint_restore_event_type", labels: &["CHECKPOINT", "RESTORE"] },
 ];

@@ -2,8 +2,7 @@
 
 use crate::Schema;
 use crate::ddl::{
-    Index, Method, Table, asc, boolean, desc, double, enumeration, int, jsonb, key_text, text,
-    text_list, timestamp,
+    Index, Method, Table, asc, boolean, desc, double, enumeration, int, jsonb, key_text, text, text_list, timestamp,
 };
 
 /// The run tables as `schema` keeps them; columns and constraints are the same everywhere.
@@ -28,17 +27,10 @@ pub(crate) fn tables(schema: Schema) -> Vec<Table> {
 
 /// One execution request of a task.
 fn task_run(schema: Schema) -> Table {
-    let by_age = Index::new(
-        "ix_task_run_env_created_at",
-        [asc("runtime_environment_id"), desc("created_at")],
-    );
+    let by_age = Index::new("ix_task_run_env_created_at", [asc("runtime_environment_id"), desc("created_at")]);
     let by_age = match schema {
         // The control plane's table is old and large: its lists are served from the index alone.
-        Schema::ControlPlane => Index {
-            include: &["id"],
-            fill_factor: Some(90),
-            ..by_age
-        },
+        Schema::ControlPlane => Index { include: &["id"], fill_factor: Some(90), ..by_age },
         Schema::RunOps => by_age,
     };
     Table::new(
@@ -131,30 +123,14 @@ fn task_run(schema: Schema) -> Table {
     )
     .unique("uq_task_run_friendly_id", ["friendly_id"])
     .unique("uq_task_run_one_time_use_token", ["one_time_use_token"])
-    .unique(
-        "uq_task_run_env_task_idem_key",
-        [
-            "runtime_environment_id",
-            "task_identifier",
-            "idempotency_key",
-        ],
-    )
+    .unique("uq_task_run_env_task_idem_key", ["runtime_environment_id", "task_identifier", "idempotency_key"])
     .index("ix_task_run_parent_task_run_id", ["parent_task_run_id"])
     .index("ix_task_run_span_id", ["span_id"])
     .index("ix_task_run_parent_span_id", ["parent_span_id"])
-    .index_with(Index {
-        method: Method::Gin,
-        ..Index::new("ix_task_run_run_tags", ["run_tags"])
-    })
-    .index(
-        "ix_task_run_env_batch",
-        ["runtime_environment_id", "batch_id"],
-    )
+    .index_with(Index { method: Method::Gin, ..Index::new("ix_task_run_run_tags", ["run_tags"]) })
+    .index("ix_task_run_env_batch", ["runtime_environment_id", "batch_id"])
     .index_with(by_age)
-    .index_with(Index {
-        method: Method::Brin,
-        ..Index::new("ix_task_run_created_at_brin", ["created_at"])
-    })
+    .index_with(Index { method: Method::Brin, ..Index::new("ix_task_run_created_at_brin", ["created_at"]) })
 }
 
 /// The log of a run's engine states; the newest valid row is the current one.
@@ -187,10 +163,7 @@ fn task_run_execution_snapshot() -> Table {
             jsonb("metadata").null(),
         ],
     )
-    .index(
-        "ix_snapshot_run_valid_created",
-        [asc("run_id"), asc("is_valid"), desc("created_at")],
-    )
+    .index("ix_snapshot_run_valid_created", [asc("run_id"), asc("is_valid"), desc("created_at")])
 }
 
 /// A checkpoint that snapshots refer to; it stands beside its run.
@@ -242,30 +215,12 @@ fn waitpoint() -> Table {
         ],
     )
     .unique("uq_waitpoint_friendly_id", ["friendly_id"])
-    .unique(
-        "uq_waitpoint_completed_by_task_run_id",
-        ["completed_by_task_run_id"],
-    )
-    .unique(
-        "uq_waitpoint_env_idem_key",
-        ["environment_id", "idempotency_key"],
-    )
-    .index(
-        "ix_waitpoint_completed_by_batch_id",
-        ["completed_by_batch_id"],
-    )
-    .index(
-        "ix_waitpoint_env_type_created",
-        [asc("environment_id"), asc("type"), desc("created_at")],
-    )
-    .index(
-        "ix_waitpoint_env_type_status",
-        ["environment_id", "type", "status"],
-    )
-    .index(
-        "ix_waitpoint_env_type_id",
-        [asc("environment_id"), asc("type"), desc("id")],
-    )
+    .unique("uq_waitpoint_completed_by_task_run_id", ["completed_by_task_run_id"])
+    .unique("uq_waitpoint_env_idem_key", ["environment_id", "idempotency_key"])
+    .index("ix_waitpoint_completed_by_batch_id", ["completed_by_batch_id"])
+    .index("ix_waitpoint_env_type_created", [asc("environment_id"), asc("type"), desc("created_at")])
+    .index("ix_waitpoint_env_type_status", ["environment_id", "type", "status"])
+    .index("ix_waitpoint_env_type_id", [asc("environment_id"), asc("type"), desc("id")])
 }
 
 /// A block edge: this run may not continue until that waitpoint is completed.
@@ -284,18 +239,12 @@ fn task_run_waitpoint() -> Table {
             timestamp("updated_at"),
         ],
     )
-    .unique(
-        "uq_trw_run_waitpoint_index",
-        ["task_run_id", "waitpoint_id", "batch_index"],
-    )
+    .unique("uq_trw_run_waitpoint_index", ["task_run_id", "waitpoint_id", "batch_index"])
     // The index above lets rows without an item index through, because no NULL equals another.
     .index_with(Index {
         unique: true,
         only_where: Some("batch_index IS NULL"),
-        ..Index::new(
-            "uq_trw_run_waitpoint_null_index",
-            ["task_run_id", "waitpoint_id"],
-        )
+        ..Index::new("uq_trw_run_waitpoint_null_index", ["task_run_id", "waitpoint_id"])
     })
     .index("ix_trw_task_run_id", ["task_run_id"])
     .index("ix_trw_waitpoint_id", ["waitpoint_id"])
@@ -423,26 +372,10 @@ fn batch_task_run() -> Table {
     .unique("uq_batch_friendly_id", ["friendly_id"])
     .unique("uq_batch_one_time_use_token", ["one_time_use_token"])
     .unique("uq_batch_checkpoint_event_id", ["checkpoint_event_id"])
-    .unique(
-        "uq_batch_env_idem_key",
-        ["runtime_environment_id", "idempotency_key"],
-    )
-    .index(
-        "ix_batch_dependent_task_attempt_id",
-        ["dependent_task_attempt_id"],
-    )
-    .index(
-        "ix_batch_env_id",
-        [asc("runtime_environment_id"), desc("id")],
-    )
-    .index(
-        "ix_batch_env_created_id",
-        [
-            asc("runtime_environment_id"),
-            desc("created_at"),
-            desc("id"),
-        ],
-    )
+    .unique("uq_batch_env_idem_key", ["runtime_environment_id", "idempotency_key"])
+    .index("ix_batch_dependent_task_attempt_id", ["dependent_task_attempt_id"])
+    .index("ix_batch_env_id", [asc("runtime_environment_id"), desc("id")])
+    .index("ix_batch_env_created_id", [asc("runtime_environment_id"), desc("created_at"), desc("id")])
 }
 
 /// Old engine: a run made from an item of a batch.
@@ -460,10 +393,7 @@ fn batch_task_run_item() -> Table {
             timestamp("completed_at").null(),
         ],
     )
-    .unique(
-        "uq_batch_item_batch_run",
-        ["batch_task_run_id", "task_run_id"],
-    )
+    .unique("uq_batch_item_batch_run", ["batch_task_run_id", "task_run_id"])
     .index("ix_batch_item_attempt", ["task_run_attempt_id"])
     .index("ix_batch_item_run", ["task_run_id"])
 }
