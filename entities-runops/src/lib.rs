@@ -1,0 +1,10 @@
+//! The run-ops database as SeaORM entities: a module per table, its enum types in
+//! [`sea_orm_active_enums`], and every entity by its table's name in [`prelude`].
+//!
+//! Everything but this page is written by `cargo xtask regen` from the migrations. The run tables are
+//! those of the `entities-control` crate, column for column and label for label.
+//! A relation exists only where this database has the foreign key.
+
+mod generated;
+
+pub use generated::*;

@@ -1,0 +1,52 @@
+//! Runs cargo, and whatever it starts, to its end.
+
+use std::{
+    ffi::OsString,
+    os::unix::process::ExitStatusExt,
+    process::{Command, ExitCode, ExitStatus},
+};
+
+use anyhow::Context;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// The cargo that runs us, or the one on the path.
+pub(crate) fn cargo() -> Command {
+    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+}
+
+/// What stands behind the name of our command, as it was typed: `clap` would eat a leading `--`.
+pub(crate) fn arguments() -> impl Iterator<Item = OsString> {
+    std::env::args_os().skip(2)
+}
+
+/// From now on Ctrl-C does not end this process, which has to clean up. It does end the children: the terminal sends it
+/// to all of us.
+pub(crate) fn survive_interrupts() -> anyhow::Result<Signal> {
+    signal(SignalKind::interrupt()).context("cannot listen for Ctrl-C")
+}
+
+/// Runs `command` and waits until it is done, whatever signals come meanwhile.
+pub(crate) async fn run(mut command: Command) -> anyhow::Result<ExitStatus> {
+    let waiting = tokio::task::spawn_blocking(move || command.status());
+    waiting.await?.context("cannot start cargo")
+}
+
+/// The exit code that says the same as `status`, in the way of a shell where a signal ended the process.
+pub(crate) fn exit_code(status: ExitStatus) -> ExitCode {
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
+    // Both kinds are below 256 on Unix; anything else is a failure too.
+    code.and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_codes_are_passed_on_and_signals_are_told_as_shells_do() {
+        for (status, expected) in [(0, 0), (1 << 8, 1), (101 << 8, 101), (2, 130), (9, 137)] {
+            let code = exit_code(ExitStatus::from_raw(status));
+            assert_eq!(format!("{code:?}"), format!("{:?}", ExitCode::from(expected)), "status {status:#x}");
+        }
+    }
+}
