@@ -1,0 +1,81 @@
+//! Runs of a workflow engine in one PostgreSQL database or two, behind one typed contract.
+//!
+//! A *control-plane* database keeps organizations, projects, environments, workers and every run born there; a dedicated
+//! *run-ops* database keeps the runs born there. [`connect`] takes a [`Config`] and gives an [`Arc<dyn
+//! RunStore>`](RunStore): with one database a plain store over it, with two a store that sends each call to the database
+//! that owns the row. The application cannot tell the difference.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use store::{Config, Read, RunKey};
+//!
+//! let runs = store::connect(&Config::from_environment()?).await?;
+//! let key: RunKey = "run_2ZrQ4XkO3nM8vT1yWc5uJd7LpBs".parse()?;
+//! let run = runs.find_run(key.into(), Read::Primary).await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Verbs
+//!
+//! `find_` answers with an `Option`, `get_` fails with "not found", `list_` and `count_` answer for many, `create_`,
+//! `update_` and `delete_` do what they say; the other verbs (`lock_`, `start_`, `complete_`, `fail_`, `cancel_`,
+//! `expire_`) are the domain's own and return a [`Transition`], or an outcome where more than one end is expected.
+//!
+//! # What holds everywhere
+//!
+//! - An id is a type, parsed once. Only run and batch ids route ([`Routable`]).
+//! - A read says how fresh it has to be ([`Read`]). A write is decided on the primary of the row's owner.
+//! - A unit of work belongs to one run and one database, and commits whole or not at all.
+//! - Both databases fail in one way: [`StoreError`].
+
+#![warn(missing_docs)]
+// A forgotten arm is how a new state or residency slips through.
+#![warn(clippy::wildcard_enum_match_arm)]
+#![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used))]
+
+pub mod clock;
+pub mod error;
+mod generated;
+pub mod ids;
+pub mod lifecycle;
+pub mod model;
+mod postgres;
+mod projection;
+pub mod read;
+pub mod residency;
+mod routing;
+pub mod runs;
+pub mod snapshots;
+pub mod topology;
+
+pub use clock::{Clock, SystemClock};
+pub use error::{Change, Entity, ErrorKind, InputProblem, SqlState, StoreError};
+pub use generated::constraints::{Constraint, ConstraintKind};
+pub use generated::schema_version::{CONTROL_PLANE_SCHEMA_VERSION, RUN_OPS_SCHEMA_VERSION};
+pub use ids::{
+    BatchFriendlyId, BatchId, EnvironmentId, Home, KsuidError, OrganizationId, ProjectId, QueueId, RunFriendlyId,
+    RunId, RunKey, SnapshotId, UnroutedRunFriendlyId, WaitpointId, WorkerId, WorkerTaskId,
+};
+pub use lifecycle::{Effect, Event, Job, Operation, Transition, WaitpointOutput};
+pub use model::{
+    EngineVersion, EnvironmentType, ExecutionStatus, Run, RunReferences, RunRow, RunStatus, RunSummary, Snapshot,
+    SnapshotRow, Waitpoint, WaitpointRow, WaitpointStatus, WaitpointType, is_final,
+};
+pub use postgres::{ControlPlane, PgRunStore, RunOps, Schema, Twin};
+pub use read::{Read, Token};
+pub use residency::{IdFault, Residency, Routable, UnclassifiableId, classify, is_classifiable};
+pub use routing::{Policy, Route, RoutingRunStore};
+pub use runs::{
+    BatchExpiry, CancelRun, CancelRunOutcome, CompleteAttemptSuccess, CreateCancelledRun, CreateFailedRun, CreateRun,
+    CreateRunOutcome, CreatedRun, Direction, Environment, ExpireRun, ExpireRunOutcome, ExpiredRun, FailRunPermanently,
+    FailedStatus, FindRuns, Idempotency, LockRunToWorker, MAX_IDS, NewRun, Order, OrderKey, Parent, Payload, RunFilter,
+    RunLookup, Runs, Schedule, SkipReason, SnapshotDetails, Start, StartAttempt, Trace, Usage, Version,
+};
+pub use snapshots::Snapshots;
+pub use topology::{Config, ConfigError, DatabaseConfig, Mode, SecretUrl, TopologyError, connect};
+
+/// Everything the store offers, for one database or several. An application holds an `Arc<dyn RunStore>`.
+pub trait RunStore: Runs + Snapshots {}
+
+impl<T: Runs + Snapshots> RunStore for T {}

@@ -1,0 +1,329 @@
+//! The run state machine as data, and what a state change returns.
+//!
+//! A run's state is the `execution_status` of its newest valid snapshot. Which operation may take which state where is
+//! the table [`TRANSITIONS`]; every transition checks it under the lock of the run's row.
+
+use std::fmt;
+
+use chrono::{DateTime, Utc};
+
+use crate::ids::{BatchId, RunId, SnapshotId, WaitpointId};
+use crate::model::{ExecutionStatus, RunStatus, Snapshot};
+use crate::read::Token;
+use crate::runs::Payload;
+
+use ExecutionStatus::{
+    Delayed, Executing, ExecutingWithWaitpoints, Finished, PendingCancel, PendingExecuting, Queued, QueuedExecuting,
+    RunCreated, Suspended,
+};
+
+/// An operation that moves a run from state to state.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum Operation {
+    /// A triggered run comes into being.
+    CreateRun,
+    /// A run that was cancelled before it existed is recorded.
+    CreateCancelledRun,
+    /// A run that could not be triggered is recorded. It gets no snapshot.
+    CreateFailedRun,
+    /// A dequeued run is claimed for a worker version.
+    LockRunToWorker,
+    /// A worker begins an attempt.
+    StartAttempt,
+    /// An attempt ends well, and the run with it.
+    CompleteAttemptSuccess,
+    /// A run fails for good.
+    FailRunPermanently,
+    /// A run is cancelled, or its cancellation is asked of the worker that has it.
+    CancelRun,
+    /// A run that was not started in time expires.
+    ExpireRun,
+    /// Many runs expire at once.
+    ExpireRunsBatch,
+}
+
+impl Operation {
+    /// The operation's name in the contract.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Operation::CreateRun => "create_run",
+            Operation::CreateCancelledRun => "create_cancelled_run",
+            Operation::CreateFailedRun => "create_failed_run",
+            Operation::LockRunToWorker => "lock_run_to_worker",
+            Operation::StartAttempt => "start_attempt",
+            Operation::CompleteAttemptSuccess => "complete_attempt_success",
+            Operation::FailRunPermanently => "fail_run_permanently",
+            Operation::CancelRun => "cancel_run",
+            Operation::ExpireRun => "expire_run",
+            Operation::ExpireRunsBatch => "expire_runs_batch",
+        }
+    }
+
+    /// Whether the operation may take a run from `from` to `to`; `None` is a run that does not exist yet.
+    #[must_use]
+    pub fn may_take(self, from: Option<ExecutionStatus>, to: ExecutionStatus) -> bool {
+        TRANSITIONS.iter().any(|(operation, sources, target)| {
+            *operation == self
+                && *target == to
+                && match (sources, from) {
+                    (From::Nothing, None) => true,
+                    (From::States(states), Some(state)) => states.contains(&state),
+                    (From::Nothing, Some(_)) | (From::States(_), None) => false,
+                }
+        })
+    }
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Where a transition starts.
+#[derive(Clone, Copy, Debug)]
+pub enum From {
+    /// The run does not exist yet.
+    Nothing,
+    /// The state of its newest valid snapshot is one of these.
+    States(&'static [ExecutionStatus]),
+}
+
+/// The states in which a worker has the run.
+const WITH_A_WORKER: &[ExecutionStatus] = &[PendingExecuting, Executing, ExecutingWithWaitpoints];
+
+/// Which operation may take which state where. What is not listed is refused.
+pub const TRANSITIONS: &[(Operation, From, ExecutionStatus)] = &[
+    (Operation::CreateRun, From::Nothing, Queued),
+    (Operation::CreateRun, From::Nothing, Delayed),
+    (Operation::CreateRun, From::Nothing, RunCreated),
+    (Operation::CreateCancelledRun, From::Nothing, Finished),
+    (Operation::LockRunToWorker, From::States(&[Queued]), PendingExecuting),
+    (Operation::StartAttempt, From::States(&[PendingExecuting]), Executing),
+    (Operation::CompleteAttemptSuccess, From::States(&[Executing, ExecutingWithWaitpoints, PendingCancel]), Finished),
+    (
+        Operation::FailRunPermanently,
+        From::States(&[Queued, PendingExecuting, Executing, ExecutingWithWaitpoints, Suspended]),
+        Finished,
+    ),
+    (Operation::CancelRun, From::States(WITH_A_WORKER), PendingCancel),
+    (
+        Operation::CancelRun,
+        From::States(&[
+            RunCreated,
+            Delayed,
+            Queued,
+            QueuedExecuting,
+            PendingExecuting,
+            Executing,
+            ExecutingWithWaitpoints,
+            Suspended,
+            PendingCancel,
+        ]),
+        Finished,
+    ),
+    (Operation::ExpireRun, From::States(&[Queued]), Finished),
+    (Operation::ExpireRunsBatch, From::States(&[Queued]), Finished),
+];
+
+/// Whether a worker has the run in this state, so that it has to be told before the run can end.
+pub(crate) fn is_with_a_worker(state: ExecutionStatus) -> bool {
+    WITH_A_WORKER.contains(&state)
+}
+
+/// A committed state change.
+///
+/// The value and the snapshot equal the stored rows. The effects are for the caller to carry out, in order, now that the
+/// change is committed; the store knows no queue, no timer and no bus.
+#[derive(Clone, Debug, PartialEq)]
+#[must_use = "a transition's effects have to be carried out"]
+pub struct Transition<T> {
+    /// The changed row.
+    pub value: T,
+    /// The run's new current snapshot; `None` only for a run that is born failed.
+    pub snapshot: Option<Snapshot>,
+    /// What has to happen outside the database because of the change.
+    pub effects: Vec<Effect>,
+    /// What a later read needs to be at least as fresh as this change.
+    pub token: Token,
+}
+
+/// Something that has to happen outside the database because of a committed change.
+///
+/// Carrying an effect out twice must be harmless: a caller that crashes in between repeats the operation or the effect.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Effect {
+    /// The run entered the queue; publish it.
+    Publish {
+        /// The run.
+        run: RunId,
+    },
+    /// The queue need not keep the run's message any longer.
+    Ack {
+        /// The run.
+        run: RunId,
+        /// Also take it out of the worker queue, where nobody may have fetched it yet.
+        also_from_worker_queue: bool,
+    },
+    /// Arm a timed job. Arming it again replaces its time.
+    Arm {
+        /// The job.
+        job: Job,
+        /// When it is due.
+        at: DateTime<Utc>,
+    },
+    /// Withdraw a timed job, if it is armed.
+    Disarm(Job),
+    /// Complete a waitpoint that waits for this run.
+    CompleteWaitpoint {
+        /// The waitpoint.
+        id: WaitpointId,
+        /// With what it is completed.
+        output: WaitpointOutput,
+    },
+    /// Tell the worker that has the run to look at its state.
+    NotifyWorker {
+        /// The run.
+        run: RunId,
+        /// Its new current snapshot.
+        snapshot: SnapshotId,
+        /// Its new state.
+        state: ExecutionStatus,
+    },
+    /// A member of a batch is over; see whether the batch is.
+    TryCompleteBatch {
+        /// The batch.
+        batch: BatchId,
+    },
+    /// Tell whoever listens.
+    Emit(Event),
+}
+
+/// A timed job about one run. There is at most one of each kind for a run.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum Job {
+    /// Put a delayed run into the queue.
+    EnqueueDelayed(RunId),
+    /// Expire a run that nobody started.
+    ExpireRun(RunId),
+    /// See whether the worker that has the run is still alive.
+    Heartbeat(RunId),
+}
+
+/// With what a waitpoint is completed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WaitpointOutput {
+    /// The result, or a description of the failure.
+    pub output: Option<String>,
+    /// MIME type of `output`.
+    pub output_type: String,
+    /// Whether `output` describes a failure.
+    pub is_error: bool,
+}
+
+impl WaitpointOutput {
+    /// The output of a run that ended well.
+    pub(crate) fn success(output: Option<&Payload>) -> Self {
+        Self {
+            output: output.map(|output| output.data.clone()),
+            output_type: output.map_or_else(|| JSON.to_owned(), |output| output.data_type.clone()),
+            is_error: false,
+        }
+    }
+
+    /// The output of a run that did not.
+    pub(crate) fn failure(error: &serde_json::Value) -> Self {
+        Self { output: Some(error.to_string()), output_type: JSON.to_owned(), is_error: true }
+    }
+}
+
+const JSON: &str = "application/json";
+
+/// Something that happened to a run.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Event {
+    /// The run came into being.
+    RunCreated {
+        /// The run.
+        run: RunId,
+    },
+    /// The run has a new current snapshot.
+    SnapshotCreated {
+        /// The run.
+        run: RunId,
+        /// The snapshot.
+        snapshot: SnapshotId,
+        /// The state it tells.
+        state: ExecutionStatus,
+    },
+    /// The run was claimed for a worker version.
+    RunLocked {
+        /// The run.
+        run: RunId,
+    },
+    /// An attempt began.
+    AttemptStarted {
+        /// The run.
+        run: RunId,
+        /// The attempt, from 1.
+        attempt: i32,
+    },
+    /// The run is over, with this status.
+    RunFinished {
+        /// The run.
+        run: RunId,
+        /// Its final status.
+        status: RunStatus,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every state, so that a new one cannot be forgotten below.
+    const STATES: [ExecutionStatus; 10] = [
+        RunCreated,
+        Delayed,
+        Queued,
+        QueuedExecuting,
+        PendingExecuting,
+        Executing,
+        ExecutingWithWaitpoints,
+        Suspended,
+        PendingCancel,
+        Finished,
+    ];
+
+    #[test]
+    fn nothing_leaves_the_finished_state() {
+        for (operation, from, _) in TRANSITIONS {
+            if let From::States(states) = from {
+                assert!(!states.contains(&Finished), "{operation} leaves FINISHED");
+            }
+        }
+    }
+
+    #[test]
+    fn a_run_that_exists_is_not_created_again() {
+        for state in STATES {
+            for to in STATES {
+                assert!(!Operation::CreateRun.may_take(Some(state), to));
+            }
+        }
+    }
+
+    #[test]
+    fn a_cancelled_run_that_a_worker_has_may_end_at_once_or_wait_for_the_worker() {
+        for state in WITH_A_WORKER {
+            assert!(Operation::CancelRun.may_take(Some(*state), PendingCancel));
+            assert!(Operation::CancelRun.may_take(Some(*state), Finished));
+        }
+        assert!(!Operation::CancelRun.may_take(Some(Queued), PendingCancel));
+    }
+}

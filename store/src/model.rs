@@ -1,0 +1,206 @@
+//! The rows that callers see.
+//!
+//! They are the types generated from the control-plane schema, whichever database a row came from. Their id fields are
+//! plain text as the database holds it, unparsed; the accessors of [`RunRow`] and [`SnapshotRow`] give typed ids.
+
+pub use entities_control::sea_orm_active_enums::{
+    RunEngineVersion as EngineVersion, RuntimeEnvironmentType as EnvironmentType,
+    TaskRunExecutionStatus as ExecutionStatus, TaskRunStatus as RunStatus, WaitpointStatus, WaitpointType,
+};
+pub use entities_control::task_run::Model as Run;
+pub use entities_control::task_run_execution_snapshot::Model as Snapshot;
+pub use entities_control::waitpoint::Model as Waitpoint;
+
+use sea_orm::prelude::DateTimeWithTimeZone;
+use sea_orm::{DerivePartialModel, EntityTrait};
+
+use crate::ids::{BatchId, EnvironmentId, OrganizationId, ProjectId, RunId, SnapshotId, WaitpointId};
+use crate::residency::UnclassifiableId;
+
+/// Typed ids of a run row.
+pub trait RunRow {
+    /// The run's id.
+    ///
+    /// # Errors
+    /// [`UnclassifiableId`] if the stored text is no run id; the store never writes one.
+    fn run_id(&self) -> Result<RunId, UnclassifiableId>;
+}
+
+impl RunRow for Run {
+    fn run_id(&self) -> Result<RunId, UnclassifiableId> {
+        self.id.parse()
+    }
+}
+
+impl RunRow for RunSummary {
+    fn run_id(&self) -> Result<RunId, UnclassifiableId> {
+        self.id.parse()
+    }
+}
+
+/// More typed ids of a whole run row.
+pub trait RunReferences {
+    /// The environment the run belongs to.
+    ///
+    /// # Errors
+    /// [`UnclassifiableId`] if the stored text is no id.
+    fn environment_id(&self) -> Result<EnvironmentId, UnclassifiableId>;
+    /// The project the run belongs to.
+    ///
+    /// # Errors
+    /// [`UnclassifiableId`] if the stored text is no id.
+    fn project_id(&self) -> Result<ProjectId, UnclassifiableId>;
+    /// The organization the run belongs to; old rows do not say.
+    ///
+    /// # Errors
+    /// [`UnclassifiableId`] if the stored text is no id.
+    fn organization_id(&self) -> Result<Option<OrganizationId>, UnclassifiableId>;
+    /// The batch that created the run.
+    ///
+    /// # Errors
+    /// [`UnclassifiableId`] if the stored text is no batch id.
+    fn batch_id(&self) -> Result<Option<BatchId>, UnclassifiableId>;
+    /// The run that triggered this one.
+    ///
+    /// # Errors
+    /// [`UnclassifiableId`] if the stored text is no run id.
+    fn parent_run_id(&self) -> Result<Option<RunId>, UnclassifiableId>;
+}
+
+impl RunReferences for Run {
+    fn environment_id(&self) -> Result<EnvironmentId, UnclassifiableId> {
+        self.runtime_environment_id.parse()
+    }
+
+    fn project_id(&self) -> Result<ProjectId, UnclassifiableId> {
+        self.project_id.parse()
+    }
+
+    fn organization_id(&self) -> Result<Option<OrganizationId>, UnclassifiableId> {
+        self.organization_id.as_deref().map(str::parse).transpose()
+    }
+
+    fn batch_id(&self) -> Result<Option<BatchId>, UnclassifiableId> {
+        self.batch_id.as_deref().map(str::parse).transpose()
+    }
+
+    fn parent_run_id(&self) -> Result<Option<RunId>, UnclassifiableId> {
+        self.parent_task_run_id.as_deref().map(str::parse).transpose()
+    }
+}
+
+/// Typed ids of a snapshot row.
+pub trait SnapshotRow {
+    /// The snapshot's id.
+    ///
+    /// # Errors
+    /// [`UnclassifiableId`] if the stored text is no id.
+    fn snapshot_id(&self) -> Result<SnapshotId, UnclassifiableId>;
+    /// The run whose state the snapshot tells.
+    ///
+    /// # Errors
+    /// [`UnclassifiableId`] if the stored text is no run id.
+    fn run_id(&self) -> Result<RunId, UnclassifiableId>;
+}
+
+impl SnapshotRow for Snapshot {
+    fn snapshot_id(&self) -> Result<SnapshotId, UnclassifiableId> {
+        self.id.parse()
+    }
+
+    fn run_id(&self) -> Result<RunId, UnclassifiableId> {
+        self.run_id.parse()
+    }
+}
+
+/// Typed id of a waitpoint row.
+pub trait WaitpointRow {
+    /// The waitpoint's id.
+    ///
+    /// # Errors
+    /// [`UnclassifiableId`] if the stored text is no id.
+    fn waitpoint_id(&self) -> Result<WaitpointId, UnclassifiableId>;
+}
+
+impl WaitpointRow for Waitpoint {
+    fn waitpoint_id(&self) -> Result<WaitpointId, UnclassifiableId> {
+        self.id.parse()
+    }
+}
+
+/// The columns of a run that lists show: everything a list can be ordered by, and no payload, output or other wide text.
+#[derive(Clone, Debug, PartialEq, DerivePartialModel)]
+#[sea_orm(entity = "entities_control::task_run::Entity")]
+pub struct RunSummary {
+    /// The run's id, unparsed; see [`RunRow::run_id`].
+    pub id: String,
+    /// The public form of the id.
+    pub friendly_id: String,
+    /// State as users see it.
+    pub status: RunStatus,
+    /// The task that runs.
+    pub task_identifier: String,
+    /// The environment, unparsed.
+    pub runtime_environment_id: String,
+    /// Name of the queue.
+    pub queue: String,
+    /// Tags, in the order they were given.
+    pub run_tags: Vec<String>,
+    /// The attempt that was made last; `None` before the first.
+    pub attempt_number: Option<i32>,
+    /// Whether a person started it from a test screen.
+    pub is_test: bool,
+    /// When the row was made.
+    pub created_at: DateTimeWithTimeZone,
+    /// When the row was changed last.
+    pub updated_at: DateTimeWithTimeZone,
+    /// When a worker took it first.
+    pub started_at: Option<DateTimeWithTimeZone>,
+    /// When it reached a final state.
+    pub completed_at: Option<DateTimeWithTimeZone>,
+    /// The moment before which it must not start.
+    pub delay_until: Option<DateTimeWithTimeZone>,
+    /// Score in the queue.
+    pub queue_timestamp: Option<DateTimeWithTimeZone>,
+    /// Compute time of all attempts, in milliseconds.
+    pub usage_duration_ms: i32,
+    /// Cost of all attempts, in cents.
+    pub cost_in_cents: f64,
+}
+
+/// Whether a run with this status is over for good.
+#[must_use]
+pub fn is_final(status: RunStatus) -> bool {
+    match status {
+        RunStatus::Canceled
+        | RunStatus::Interrupted
+        | RunStatus::CompletedSuccessfully
+        | RunStatus::CompletedWithErrors
+        | RunStatus::SystemFailure
+        | RunStatus::Crashed
+        | RunStatus::Expired
+        | RunStatus::TimedOut => true,
+        RunStatus::Delayed
+        | RunStatus::Pending
+        | RunStatus::PendingVersion
+        | RunStatus::WaitingForDeploy
+        | RunStatus::Dequeued
+        | RunStatus::Executing
+        | RunStatus::WaitingToResume
+        | RunStatus::RetryingAfterFailure
+        | RunStatus::Paused => false,
+    }
+}
+
+/// The canonical entity of runs.
+pub(crate) type RunEntity = entities_control::task_run::Entity;
+/// The canonical columns of runs.
+pub(crate) type RunColumn = <RunEntity as EntityTrait>::Column;
+/// The canonical entity of snapshots.
+pub(crate) type SnapshotEntity = entities_control::task_run_execution_snapshot::Entity;
+/// The canonical columns of snapshots.
+pub(crate) type SnapshotColumn = <SnapshotEntity as EntityTrait>::Column;
+/// The canonical entity of waitpoints.
+pub(crate) type WaitpointEntity = entities_control::waitpoint::Entity;
+/// The canonical columns of waitpoints.
+pub(crate) type WaitpointColumn = <WaitpointEntity as EntityTrait>::Column;

@@ -1,0 +1,166 @@
+//! The pools of one database, and the only place that takes a connection or begins a transaction.
+
+use std::fmt;
+
+use sea_orm::sqlx::PgPool;
+use sea_orm::{
+    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, ExecResult, FromQueryResult,
+    QueryResult, SqlxPostgresConnector, Statement, StatementBuilder, TransactionTrait,
+};
+
+use crate::error::{ErrorKind, Phase, Result, StoreError};
+use crate::read::{Read, Token};
+use crate::residency::Residency;
+
+/// One database: its primary and, if it has one, a replica.
+pub(crate) struct Database {
+    residency: Residency,
+    primary: DatabaseConnection,
+    replica: Option<DatabaseConnection>,
+}
+
+impl Database {
+    pub(crate) fn new(residency: Residency, primary: PgPool, replica: Option<PgPool>) -> Self {
+        Self {
+            residency,
+            primary: SqlxPostgresConnector::from_sqlx_postgres_pool(primary),
+            replica: replica.map(SqlxPostgresConnector::from_sqlx_postgres_pool),
+        }
+    }
+
+    /// What a write to this database leaves behind.
+    pub(crate) fn token(&self) -> Token {
+        Token::new(self.residency)
+    }
+
+    /// The copy that answers: the one decision about copies.
+    fn copy(&self, read: Read) -> &DatabaseConnection {
+        match read {
+            Read::Primary => &self.primary,
+            // Without a replica the primary has its part; start-up has warned.
+            Read::Replica => self.replica.as_ref().unwrap_or(&self.primary),
+        }
+    }
+
+    /// All rows of a read. A connection that was found dead is given one more try: the read changed nothing.
+    pub(crate) async fn all<M: FromQueryResult>(
+        &self,
+        operation: &'static str,
+        read: Read,
+        query: &impl StatementBuilder,
+    ) -> Result<Vec<M>> {
+        let statement = DbBackend::Postgres.build(query);
+        let copy = self.copy(read);
+        let rows = match copy.query_all_raw(statement.clone()).await {
+            Err(error) if self.is_lost(operation, copy, &error) => copy.query_all_raw(statement).await,
+            answer => answer,
+        };
+        let failed = |error| self.error(operation, copy, Phase::Uncommitted, &error);
+        decode(rows.map_err(failed)?).map_err(failed)
+    }
+
+    /// The first row of a read, if there is one; tried again as in [`Database::all`].
+    pub(crate) async fn one<M: FromQueryResult>(
+        &self,
+        operation: &'static str,
+        read: Read,
+        query: &impl StatementBuilder,
+    ) -> Result<Option<M>> {
+        Ok(self.all(operation, read, query).await?.into_iter().next())
+    }
+
+    /// A statement that commits by itself, on the primary. Never tried again: it may have been applied.
+    pub(crate) async fn execute(&self, operation: &'static str, query: &impl StatementBuilder) -> Result<ExecResult> {
+        let answer = self.primary.execute_raw(DbBackend::Postgres.build(query)).await;
+        answer.map_err(|error| self.error(operation, &self.primary, Phase::Committing, &error))
+    }
+
+    /// Begins a transaction on the primary. Dropping it rolls it back.
+    pub(crate) async fn begin(&self, operation: &'static str) -> Result<Unit<'_>> {
+        let begun = self.primary.begin().await;
+        let transaction = begun.map_err(|error| self.error(operation, &self.primary, Phase::Uncommitted, &error))?;
+        Ok(Unit { database: self, operation, transaction })
+    }
+
+    fn is_lost(&self, operation: &'static str, copy: &DatabaseConnection, error: &DbErr) -> bool {
+        *self.error(operation, copy, Phase::Uncommitted, error).kind() == ErrorKind::Disconnected
+    }
+
+    fn error(&self, operation: &'static str, copy: &DatabaseConnection, phase: Phase, error: &DbErr) -> StoreError {
+        let error = StoreError::database(operation, self.residency, phase, error);
+        // The driver says "timed out" both where all connections are busy and where none can be opened. A pool that
+        // still has room was waiting for the server.
+        if *error.kind() == ErrorKind::PoolTimeout {
+            let pool = copy.get_postgres_connection_pool();
+            if pool.size() < pool.options().get_max_connections() {
+                return error.with_kind(ErrorKind::Unreachable);
+            }
+        }
+        error
+    }
+}
+
+impl fmt::Debug for Database {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Database")
+            .field("residency", &self.residency)
+            .field("has_replica", &self.replica.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A transaction on the primary of one database, for one operation. Rolled back unless committed.
+pub(crate) struct Unit<'a> {
+    database: &'a Database,
+    operation: &'static str,
+    transaction: DatabaseTransaction,
+}
+
+impl Unit<'_> {
+    pub(crate) async fn rows(&self, statement: Statement) -> Result<Vec<QueryResult>> {
+        self.transaction.query_all_raw(statement).await.map_err(|error| self.error(Phase::Uncommitted, &error))
+    }
+
+    pub(crate) async fn all<M: FromQueryResult>(&self, query: &impl StatementBuilder) -> Result<Vec<M>> {
+        let rows = self.rows(DbBackend::Postgres.build(query)).await?;
+        decode(rows).map_err(|error| self.error(Phase::Uncommitted, &error))
+    }
+
+    pub(crate) async fn execute(&self, query: &impl StatementBuilder) -> Result<ExecResult> {
+        let answer = self.transaction.execute_raw(DbBackend::Postgres.build(query)).await;
+        answer.map_err(|error| self.error(Phase::Uncommitted, &error))
+    }
+
+    pub(crate) async fn commit(self) -> Result<Token> {
+        let Self { database, operation, transaction } = self;
+        match transaction.commit().await {
+            Ok(()) => Ok(database.token()),
+            Err(error) => Err(database.error(operation, &database.primary, Phase::Committing, &error)),
+        }
+    }
+
+    /// Ends the transaction without a change. Its locks are gone when this returns.
+    pub(crate) async fn roll_back(self) -> Result<()> {
+        let Self { database, operation, transaction } = self;
+        let ended = transaction.rollback().await;
+        ended.map_err(|error| database.error(operation, &database.primary, Phase::Uncommitted, &error))
+    }
+
+    /// An error of a row that could not be decoded by hand.
+    pub(crate) fn decode_error(&self, error: &DbErr) -> StoreError {
+        self.error(Phase::Uncommitted, error)
+    }
+
+    /// A refusal of the store's own.
+    pub(crate) fn refuse(&self, kind: ErrorKind) -> StoreError {
+        StoreError::new(self.operation, Some(self.database.residency), kind)
+    }
+
+    fn error(&self, phase: Phase, error: &DbErr) -> StoreError {
+        self.database.error(self.operation, &self.database.primary, phase, error)
+    }
+}
+
+fn decode<M: FromQueryResult>(rows: Vec<QueryResult>) -> Result<Vec<M>, DbErr> {
+    rows.iter().map(|row| M::from_query_result(row, "")).collect()
+}

@@ -1,0 +1,186 @@
+//! Reads of runs.
+
+use std::collections::HashMap;
+
+use sea_orm::sea_query::extension::postgres::PgBinOper;
+use sea_orm::sea_query::{ArrayType, Expr, ExprTrait, Value};
+use sea_orm::{ActiveEnum, ColumnTrait, Condition, DbErr, QueryFilter, QueryOrder, QuerySelect, QueryTrait, Select};
+
+use super::PgRunStore;
+use super::input::{stamp, text, within};
+use super::schema::{Schema, Twin};
+use crate::error::{ErrorKind, Phase, Result, StoreError};
+use crate::ids::{RunId, RunKey};
+use crate::model::{Run, RunColumn, RunStatus};
+use crate::projection::Projection;
+use crate::read::Read;
+use crate::runs::{Direction, FindRuns, Order, OrderKey, RunFilter, RunLookup};
+
+/// Ids in one statement.
+const CHUNK: usize = 1_000;
+
+pub(super) async fn find_run<S: Schema>(
+    operation: &'static str,
+    store: &PgRunStore<S>,
+    lookup: &RunLookup,
+    read: Read,
+) -> Result<Option<Run>> {
+    let named = match lookup.key {
+        RunKey::Id(id) => RunColumn::Id.eq(id.as_str()),
+        RunKey::Friendly(id) => RunColumn::FriendlyId.eq(id.to_string()),
+        RunKey::Unrouted(id) => RunColumn::FriendlyId.eq(id.to_string()),
+    };
+    let mut rows = S::TaskRun::rows().filter(named);
+    if let Some(environment) = &lookup.environment {
+        rows = rows.filter(RunColumn::RuntimeEnvironmentId.eq(environment.as_str()));
+    }
+    store.database.one(operation, read, &rows.into_query()).await
+}
+
+pub(super) async fn find_run_where<S: Schema>(
+    operation: &'static str,
+    store: &PgRunStore<S>,
+    filter: &RunFilter,
+    read: Read,
+) -> Result<Option<Run>> {
+    let query = FindRuns {
+        filter: filter.clone(),
+        order: vec![Order { by: OrderKey::Id, direction: Direction::Ascending }],
+        limit: Some(1),
+        offset: 0,
+    };
+    Ok(find_runs(operation, store, &query, read).await?.pop())
+}
+
+pub(super) async fn find_runs<S: Schema, P: Projection>(
+    operation: &'static str,
+    store: &PgRunStore<S>,
+    query: &FindRuns,
+    read: Read,
+) -> Result<Vec<P>> {
+    check(&query.filter).map_err(|kind| StoreError::new(operation, Some(S::RESIDENCY), kind))?;
+    if query.filter.matches_nothing() || query.limit == Some(0) {
+        return Ok(Vec::new());
+    }
+    let mut rows: Select<S::TaskRun> = P::project(S::TaskRun::rows()).filter(condition(&query.filter));
+    let last = Order { by: OrderKey::Id, direction: Direction::Ascending };
+    for Order { by, direction } in query.order.iter().chain([&last]) {
+        let direction = match direction {
+            Direction::Ascending => sea_orm::Order::Asc,
+            Direction::Descending => sea_orm::Order::Desc,
+        };
+        rows = rows.order_by(by.column(), direction);
+    }
+    let rows = rows.limit(query.limit.map(u64::from));
+    let rows = if query.offset == 0 { rows } else { rows.offset(u64::from(query.offset)) };
+    store.database.all(operation, read, &rows.into_query()).await
+}
+
+pub(super) async fn find_runs_by_ids<S: Schema>(
+    store: &PgRunStore<S>,
+    ids: &[RunId],
+    read: Read,
+) -> Result<HashMap<RunId, Run>> {
+    let operation = "find_runs_by_ids";
+    within("ids", ids.len()).map_err(|kind| StoreError::new(operation, Some(S::RESIDENCY), kind))?;
+    let mut ids = ids.to_vec();
+    ids.sort_unstable();
+    ids.dedup();
+    let mut found = HashMap::with_capacity(ids.len());
+    for chunk in ids.chunks(CHUNK) {
+        let texts = chunk.iter().map(RunId::to_string).collect();
+        let query = S::TaskRun::rows().filter(any_of(RunColumn::Id, texts)).into_query();
+        for run in store.database.all::<Run>(operation, read, &query).await? {
+            let id = run.id.parse().map_err(|_| {
+                // The row was found by this very text, so it parses; a row that does not is not ours to read.
+                let error = DbErr::Type(String::new());
+                StoreError::database(operation, S::RESIDENCY, Phase::Uncommitted, &error)
+            })?;
+            found.insert(id, run);
+        }
+    }
+    Ok(found)
+}
+
+/// What can be said against a filter before any SQL is sent.
+fn check(filter: &RunFilter) -> Result<(), ErrorKind> {
+    within("ids", filter.ids.as_ref().map_or(0, Vec::len))?;
+    within("friendly_ids", filter.friendly_ids.as_ref().map_or(0, Vec::len))?;
+    let texts = [
+        ("task_identifier", &filter.task_identifier),
+        ("span_id", &filter.span_id),
+        ("idempotency_key", &filter.idempotency_key),
+        ("one_time_use_token", &filter.one_time_use_token),
+        ("queue", &filter.queue),
+    ];
+    for (field, value) in texts {
+        value.as_deref().map_or(Ok(()), |value| text(field, value))?;
+    }
+    filter.any_tag.iter().flatten().try_for_each(|tag| text("any_tag", tag))
+}
+
+/// The filter as SQL: the one place where a field meets its column.
+fn condition(filter: &RunFilter) -> Condition {
+    let RunFilter {
+        ids,
+        friendly_ids,
+        environment,
+        project,
+        task_identifier,
+        status,
+        batch,
+        parent,
+        root,
+        span_id,
+        idempotency_key,
+        one_time_use_token,
+        any_tag,
+        queue,
+        created_from,
+        created_before,
+        is_test,
+    } = filter;
+    let equal = |column: RunColumn, value: Option<&str>| value.map(|value| column.eq(value));
+    Condition::all()
+        .add_option(ids.as_ref().map(|ids| any_of(RunColumn::Id, ids.iter().map(RunId::to_string).collect())))
+        .add_option(
+            friendly_ids
+                .as_ref()
+                .map(|ids| any_of(RunColumn::FriendlyId, ids.iter().map(ToString::to_string).collect())),
+        )
+        .add_option(equal(RunColumn::RuntimeEnvironmentId, environment.as_ref().map(AsRef::as_ref)))
+        .add_option(equal(RunColumn::ProjectId, project.as_ref().map(AsRef::as_ref)))
+        .add_option(equal(RunColumn::TaskIdentifier, task_identifier.as_deref()))
+        .add_option(status.as_deref().map(any_status))
+        .add_option(equal(RunColumn::BatchId, batch.as_ref().map(AsRef::as_ref)))
+        .add_option(equal(RunColumn::ParentTaskRunId, parent.as_ref().map(AsRef::as_ref)))
+        .add_option(equal(RunColumn::RootTaskRunId, root.as_ref().map(AsRef::as_ref)))
+        .add_option(equal(RunColumn::SpanId, span_id.as_deref()))
+        .add_option(equal(RunColumn::IdempotencyKey, idempotency_key.as_deref()))
+        .add_option(equal(RunColumn::OneTimeUseToken, one_time_use_token.as_deref()))
+        .add_option(
+            any_tag.as_ref().map(|tags| {
+                RunColumn::RunTags.into_expr().binary(PgBinOper::Overlap, Expr::val(text_array(tags.clone())))
+            }),
+        )
+        .add_option(equal(RunColumn::Queue, queue.as_deref()))
+        .add_option(created_from.map(|from| RunColumn::CreatedAt.gte(stamp(from))))
+        .add_option(created_before.map(|before| RunColumn::CreatedAt.lt(stamp(before))))
+        .add_option(is_test.map(|is_test| RunColumn::IsTest.eq(is_test)))
+}
+
+/// One array parameter whatever the length: one statement text, no limit on parameters.
+fn any_of(column: RunColumn, values: Vec<String>) -> Expr {
+    column.into_expr().eq(Expr::cust_with_expr("ANY($1)", Expr::val(text_array(values))))
+}
+
+fn any_status(statuses: &[RunStatus]) -> Expr {
+    let labels = statuses.iter().map(|status| status.to_value().value.into_owned()).collect();
+    let labels = Expr::val(text_array(labels)).as_enum("task_run_status[]");
+    RunColumn::Status.into_expr().eq(Expr::cust_with_expr("ANY($1)", labels))
+}
+
+fn text_array(values: Vec<String>) -> Value {
+    let values = values.into_iter().map(Value::from).collect();
+    Value::Array(ArrayType::String, Some(Box::new(values)))
+}

@@ -1,0 +1,156 @@
+//! One database: the contract over the tables of either schema.
+
+mod create;
+mod database;
+mod expire;
+mod finds;
+mod input;
+mod schema;
+mod snapshots;
+mod transition;
+mod transitions;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use crate::clock::{Clock, SystemClock};
+use crate::error::{Entity, Result, StoreError};
+use crate::ids::{EnvironmentId, RunId};
+use crate::lifecycle::Transition;
+use crate::model::{Run, RunSummary, Snapshot};
+use crate::read::Read;
+use crate::residency::Residency;
+use crate::runs::{
+    BatchExpiry, CancelRun, CancelRunOutcome, CompleteAttemptSuccess, CreateCancelledRun, CreateFailedRun, CreateRun,
+    CreateRunOutcome, ExpireRun, ExpireRunOutcome, FailRunPermanently, FindRuns, LockRunToWorker, RunFilter, RunLookup,
+    Runs, StartAttempt,
+};
+use crate::snapshots::Snapshots;
+
+pub(crate) use database::Database;
+pub(crate) use input::within;
+pub use schema::{ControlPlane, RunOps, Schema, Twin};
+
+/// The run store over one database, whose schema is `S`.
+///
+/// It is the whole store of a single-database installation and one leg of a split one. Every method sends its
+/// statements to this database, whatever the id says; a run whose id belongs to another database is refused at birth.
+pub struct PgRunStore<S: Schema> {
+    database: Database,
+    clock: Arc<dyn Clock>,
+    schema: PhantomData<S>,
+}
+
+impl<S: Schema> PgRunStore<S> {
+    pub(crate) fn new(database: Database) -> Self {
+        Self { database, clock: Arc::new(SystemClock), schema: PhantomData }
+    }
+
+    /// Stamps rows by another clock than the machine's.
+    #[must_use]
+    pub fn with_clock(self, clock: Arc<dyn Clock>) -> Self {
+        Self { clock, ..self }
+    }
+
+    /// The database this store speaks to.
+    #[must_use]
+    pub fn residency(&self) -> Residency {
+        S::RESIDENCY
+    }
+}
+
+impl<S: Schema> fmt::Debug for PgRunStore<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PgRunStore").field("residency", &S::RESIDENCY).finish_non_exhaustive()
+    }
+}
+
+/// The table of contents: each operation has its body in the file of its kind.
+#[async_trait]
+impl<S: Schema> Runs for PgRunStore<S> {
+    async fn create_run(&self, input: CreateRun) -> Result<CreateRunOutcome> {
+        create::create_run(self, input).await
+    }
+
+    async fn create_cancelled_run(&self, input: CreateCancelledRun) -> Result<CreateRunOutcome> {
+        create::create_cancelled_run(self, input).await
+    }
+
+    async fn create_failed_run(&self, input: CreateFailedRun) -> Result<CreateRunOutcome> {
+        create::create_failed_run(self, input).await
+    }
+
+    async fn lock_run_to_worker(&self, run: &RunId, input: LockRunToWorker) -> Result<Transition<Run>> {
+        transitions::lock_run_to_worker(self, run, input).await
+    }
+
+    async fn start_attempt(&self, run: &RunId, input: StartAttempt) -> Result<Transition<Run>> {
+        transitions::start_attempt(self, run, input).await
+    }
+
+    async fn complete_attempt_success(&self, run: &RunId, input: CompleteAttemptSuccess) -> Result<Transition<Run>> {
+        transitions::complete_attempt_success(self, run, input).await
+    }
+
+    async fn fail_run_permanently(&self, run: &RunId, input: FailRunPermanently) -> Result<Transition<Run>> {
+        transitions::fail_run_permanently(self, run, input).await
+    }
+
+    async fn cancel_run(&self, run: &RunId, input: CancelRun) -> Result<CancelRunOutcome> {
+        transitions::cancel_run(self, run, input).await
+    }
+
+    async fn expire_run(&self, run: &RunId, input: ExpireRun) -> Result<ExpireRunOutcome> {
+        expire::expire_run(self, run, input).await
+    }
+
+    async fn expire_runs_batch(&self, runs: &[RunId], input: ExpireRun) -> Result<BatchExpiry> {
+        expire::expire_runs_batch(self, runs, input).await
+    }
+
+    async fn find_run(&self, lookup: RunLookup, read: Read) -> Result<Option<Run>> {
+        finds::find_run("find_run", self, &lookup, read).await
+    }
+
+    async fn get_run(&self, lookup: RunLookup, read: Read) -> Result<Run> {
+        let run = finds::find_run("get_run", self, &lookup, read).await?;
+        run.ok_or_else(|| StoreError::not_found("get_run", Some(S::RESIDENCY), Entity::Run))
+    }
+
+    async fn find_run_where(&self, filter: &RunFilter, read: Read) -> Result<Option<Run>> {
+        finds::find_run_where("find_run_where", self, filter, read).await
+    }
+
+    async fn get_run_where(&self, filter: &RunFilter, read: Read) -> Result<Run> {
+        let run = finds::find_run_where("get_run_where", self, filter, read).await?;
+        run.ok_or_else(|| StoreError::not_found("get_run_where", Some(S::RESIDENCY), Entity::Run))
+    }
+
+    async fn find_runs(&self, query: &FindRuns, read: Read) -> Result<Vec<Run>> {
+        finds::find_runs("find_runs", self, query, read).await
+    }
+
+    async fn find_run_summaries(&self, query: &FindRuns, read: Read) -> Result<Vec<RunSummary>> {
+        finds::find_runs("find_run_summaries", self, query, read).await
+    }
+
+    async fn find_runs_by_ids(&self, ids: &[RunId], read: Read) -> Result<HashMap<RunId, Run>> {
+        finds::find_runs_by_ids(self, ids, read).await
+    }
+}
+
+#[async_trait]
+impl<S: Schema> Snapshots for PgRunStore<S> {
+    async fn find_latest_execution_snapshot(
+        &self,
+        run: &RunId,
+        environment: Option<&EnvironmentId>,
+        read: Read,
+    ) -> Result<Option<Snapshot>> {
+        snapshots::find_latest(self, run, environment, read).await
+    }
+}

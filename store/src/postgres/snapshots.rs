@@ -1,0 +1,26 @@
+//! Reads of execution snapshots.
+
+use sea_orm::ColumnTrait;
+use sea_orm::sea_query::Expr;
+
+use super::PgRunStore;
+use super::schema::Schema;
+use super::transition::newest_valid;
+use crate::error::Result;
+use crate::ids::{EnvironmentId, RunId};
+use crate::model::{Snapshot, SnapshotColumn};
+use crate::read::Read;
+
+pub(super) async fn find_latest<S: Schema>(
+    store: &PgRunStore<S>,
+    run: &RunId,
+    environment: Option<&EnvironmentId>,
+    read: Read,
+) -> Result<Option<Snapshot>> {
+    let mut query = newest_valid::<S>(Expr::val(run.as_str()));
+    if let Some(environment) = environment {
+        // All snapshots of a run carry the same environment, so this hides the run and never an older snapshot.
+        query.and_where(SnapshotColumn::EnvironmentId.eq(environment.as_str()));
+    }
+    store.database.one("find_latest_execution_snapshot", read, &query).await
+}

@@ -1,0 +1,33 @@
+//! What the answers of several databases become: exactly what one database would have answered.
+
+use std::collections::HashSet;
+
+use crate::projection::{Projection, compare};
+use crate::runs::{BatchExpiry, FindRuns};
+
+/// The first answer that is there. Answers come in the order of precedence.
+pub(super) fn first<T>(answers: Vec<Option<T>>) -> Option<T> {
+    answers.into_iter().flatten().next()
+}
+
+/// The page asked for, out of the leading rows of every database.
+///
+/// Answers come in the order of precedence: of two rows with one id the earlier one stays.
+pub(super) fn page<P: Projection>(query: &FindRuns, answers: Vec<Vec<P>>) -> Vec<P> {
+    let mut seen = HashSet::new();
+    let mut rows: Vec<P> = answers.into_iter().flatten().filter(|row| seen.insert(row.id().to_owned())).collect();
+    rows.sort_by(|left, right| compare(&query.order, left, right));
+    let limit = query.limit.map_or(usize::MAX, |limit| limit as usize);
+    rows.into_iter().skip(query.offset as usize).take(limit).collect()
+}
+
+/// All that was expired, everywhere.
+pub(super) fn expiries(answers: Vec<BatchExpiry>) -> BatchExpiry {
+    answers.into_iter().fold(BatchExpiry::default(), |mut sum, answer| {
+        sum.expired.extend(answer.expired);
+        sum.skipped.extend(answer.skipped);
+        sum.effects.extend(answer.effects);
+        sum.tokens.extend(answer.tokens);
+        sum
+    })
+}
