@@ -21,10 +21,10 @@ use crate::residency::{Residency, UnclassifiableId};
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;
 
 /// A failed operation: what failed, where, and what became of the change.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct StoreError(Box<Inner>);
 
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 struct Inner {
     kind: ErrorKind,
     operation: &'static str,
@@ -206,7 +206,7 @@ pub enum InputProblem {
 }
 
 /// A five-character SQLSTATE code, as in appendix A of PostgreSQL's manual.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct SqlState([u8; 5]);
 
 impl SqlState {
@@ -229,6 +229,12 @@ impl SqlState {
 impl fmt::Display for SqlState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Debug for SqlState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SqlState({self})")
     }
 }
 
@@ -419,9 +425,14 @@ fn classify(error: &DbErr) -> (ErrorKind, DriverError) {
     match error {
         DbErr::ConnectionAcquire(ConnAcquireErr::Timeout) => (ErrorKind::PoolTimeout, DriverError::Pool),
         DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed) => (ErrorKind::Disconnected, DriverError::Pool),
-        DbErr::Conn(RuntimeErr::SqlxError(error))
-        | DbErr::Exec(RuntimeErr::SqlxError(error))
-        | DbErr::Query(RuntimeErr::SqlxError(error)) => classify_sqlx(error),
+        DbErr::Conn(RuntimeErr::SqlxError(error)) => classify_sqlx(error),
+        DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error)) => {
+            match classify_sqlx(error) {
+                // There was a connection, so the server had been reached.
+                (ErrorKind::Unreachable, source @ DriverError::Io(_)) => (ErrorKind::Disconnected, source),
+                classified => classified,
+            }
+        }
         DbErr::Type(_) | DbErr::Json(_) | DbErr::TryIntoErr { .. } => (ErrorKind::Decode, DriverError::Other),
         // `RecordNotFound` and its like come from conveniences that the store does not use.
         _ => (ErrorKind::Driver, DriverError::Other),
@@ -479,14 +490,15 @@ fn classify_server(error: &dyn DatabaseError, state: SqlState) -> ErrorKind {
         "57014" => ErrorKind::StatementTimeout,
         "25006" => ErrorKind::ReadOnly,
         "53300" => ErrorKind::TooManyConnections,
-        // Shut down by the administrator, crashed, or starting up; the connection is gone or never was.
-        "57P01" | "57P02" | "57P05" => ErrorKind::Disconnected,
+        // Ended by the administrator, a crash, the loss of the database or a time-out of the session.
+        "57P01" | "57P02" | "57P04" | "57P05" | "25P03" | "25P04" => ErrorKind::Disconnected,
         "57P03" => ErrorKind::Unreachable,
         // The database does not exist.
         "3D000" | "42P01" | "42703" | "42704" | "42883" | "3F000" => ErrorKind::SchemaMismatch(state),
         _ => match &code[..2] {
             "08" => ErrorKind::Disconnected,
-            "22" => ErrorKind::InvalidValue(state),
+            // Out of range or malformed; too long for an index, too many columns and the like.
+            "22" | "54" => ErrorKind::InvalidValue(state),
             "28" => ErrorKind::Authentication,
             "53" => ErrorKind::OutOfResources(state),
             _ => ErrorKind::Database(state),

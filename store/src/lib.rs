@@ -69,11 +69,12 @@ pub use routing::{Policy, Route, RoutingRunStore};
 pub use runs::{
     BatchExpiry, CancelRun, CancelRunOutcome, CompleteAttemptSuccess, CreateCancelledRun, CreateFailedRun, CreateRun,
     CreateRunOutcome, CreatedRun, Direction, Environment, ExpireRun, ExpireRunOutcome, ExpiredRun, FailRunPermanently,
-    FailedStatus, FindRuns, Idempotency, LockRunToWorker, MAX_IDS, NewRun, Order, OrderKey, Parent, Payload, RunFilter,
-    RunLookup, Runs, Schedule, SkipReason, SnapshotDetails, Start, StartAttempt, Trace, Usage, Version,
+    FailedExpiry, FailedStatus, FindRuns, Idempotency, LockRunToWorker, MAX_IDS, MAX_INDEXED_TEXT, NewRun, Order,
+    OrderKey, Parent, Payload, RunFilter, RunLookup, Runs, Schedule, SkipReason, SnapshotDetails, Start, StartAttempt,
+    Trace, Usage, Version,
 };
 pub use snapshots::Snapshots;
-pub use topology::{Config, ConfigError, DatabaseConfig, Mode, SecretUrl, TopologyError, connect};
+pub use topology::{Config, ConfigError, DatabaseConfig, Endpoint, SecretUrl, TopologyError, connect};
 
 /// Everything the store offers, for one database or several. An application holds an `Arc<dyn RunStore>`.
 pub trait RunStore: Runs + Snapshots {}

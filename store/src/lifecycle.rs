@@ -68,9 +68,9 @@ impl Operation {
             *operation == self
                 && *target == to
                 && match (sources, from) {
-                    (From::Nothing, None) => true,
-                    (From::States(states), Some(state)) => states.contains(&state),
-                    (From::Nothing, Some(_)) | (From::States(_), None) => false,
+                    (Sources::Nothing, None) => true,
+                    (Sources::States(states), Some(state)) => states.contains(&state),
+                    (Sources::Nothing, Some(_)) | (Sources::States(_), None) => false,
                 }
         })
     }
@@ -84,7 +84,7 @@ impl fmt::Display for Operation {
 
 /// Where a transition starts.
 #[derive(Clone, Copy, Debug)]
-pub enum From {
+pub enum Sources {
     /// The run does not exist yet.
     Nothing,
     /// The state of its newest valid snapshot is one of these.
@@ -95,23 +95,27 @@ pub enum From {
 const WITH_A_WORKER: &[ExecutionStatus] = &[PendingExecuting, Executing, ExecutingWithWaitpoints];
 
 /// Which operation may take which state where. What is not listed is refused.
-pub const TRANSITIONS: &[(Operation, From, ExecutionStatus)] = &[
-    (Operation::CreateRun, From::Nothing, Queued),
-    (Operation::CreateRun, From::Nothing, Delayed),
-    (Operation::CreateRun, From::Nothing, RunCreated),
-    (Operation::CreateCancelledRun, From::Nothing, Finished),
-    (Operation::LockRunToWorker, From::States(&[Queued]), PendingExecuting),
-    (Operation::StartAttempt, From::States(&[PendingExecuting]), Executing),
-    (Operation::CompleteAttemptSuccess, From::States(&[Executing, ExecutingWithWaitpoints, PendingCancel]), Finished),
+pub const TRANSITIONS: &[(Operation, Sources, ExecutionStatus)] = &[
+    (Operation::CreateRun, Sources::Nothing, Queued),
+    (Operation::CreateRun, Sources::Nothing, Delayed),
+    (Operation::CreateRun, Sources::Nothing, RunCreated),
+    (Operation::CreateCancelledRun, Sources::Nothing, Finished),
+    (Operation::LockRunToWorker, Sources::States(&[Queued]), PendingExecuting),
+    (Operation::StartAttempt, Sources::States(&[PendingExecuting]), Executing),
     (
-        Operation::FailRunPermanently,
-        From::States(&[Queued, PendingExecuting, Executing, ExecutingWithWaitpoints, Suspended]),
+        Operation::CompleteAttemptSuccess,
+        Sources::States(&[Executing, ExecutingWithWaitpoints, PendingCancel]),
         Finished,
     ),
-    (Operation::CancelRun, From::States(WITH_A_WORKER), PendingCancel),
+    (
+        Operation::FailRunPermanently,
+        Sources::States(&[Queued, PendingExecuting, Executing, ExecutingWithWaitpoints, Suspended]),
+        Finished,
+    ),
+    (Operation::CancelRun, Sources::States(WITH_A_WORKER), PendingCancel),
     (
         Operation::CancelRun,
-        From::States(&[
+        Sources::States(&[
             RunCreated,
             Delayed,
             Queued,
@@ -124,8 +128,8 @@ pub const TRANSITIONS: &[(Operation, From, ExecutionStatus)] = &[
         ]),
         Finished,
     ),
-    (Operation::ExpireRun, From::States(&[Queued]), Finished),
-    (Operation::ExpireRunsBatch, From::States(&[Queued]), Finished),
+    (Operation::ExpireRun, Sources::States(&[Queued]), Finished),
+    (Operation::ExpireRunsBatch, Sources::States(&[Queued]), Finished),
 ];
 
 /// Whether a worker has the run in this state, so that it has to be told before the run can end.
@@ -152,7 +156,8 @@ pub struct Transition<T> {
 
 /// Something that has to happen outside the database because of a committed change.
 ///
-/// Carrying an effect out twice must be harmless: a caller that crashes in between repeats the operation or the effect.
+/// Carrying an effect out twice must be harmless. A caller that lost an answer repeats the operation with the snapshot id it
+/// minted (see [`SnapshotDetails::id`](crate::SnapshotDetails::id)) and gets the effects again.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Effect {
@@ -181,6 +186,8 @@ pub enum Effect {
     CompleteWaitpoint {
         /// The waitpoint.
         id: WaitpointId,
+        /// The run it waits for; it lives in that run's database.
+        beside: RunId,
         /// With what it is completed.
         output: WaitpointOutput,
     },
@@ -198,8 +205,25 @@ pub enum Effect {
         /// The batch.
         batch: BatchId,
     },
+    /// Cancel the runs that this one has triggered and that are not over; find them by their parent.
+    CancelChildren {
+        /// The parent.
+        of: RunId,
+    },
     /// Tell whoever listens.
     Emit(Event),
+}
+
+/// Puts effects in the order in which they are to be carried out: queue, waitpoint, events, jobs of others, timers.
+pub(crate) fn in_order(effects: &mut [Effect]) {
+    effects.sort_by_key(|effect| match effect {
+        Effect::Publish { .. } | Effect::Ack { .. } | Effect::NotifyWorker { .. } => 0,
+        Effect::CompleteWaitpoint { .. } => 1,
+        Effect::Emit(_) => 2,
+        Effect::TryCompleteBatch { .. } | Effect::CancelChildren { .. } => 3,
+        Effect::Arm { .. } => 4,
+        Effect::Disarm(_) => 5,
+    });
 }
 
 /// A timed job about one run. There is at most one of each kind for a run.
@@ -303,7 +327,7 @@ mod tests {
     #[test]
     fn nothing_leaves_the_finished_state() {
         for (operation, from, _) in TRANSITIONS {
-            if let From::States(states) = from {
+            if let Sources::States(states) = from {
                 assert!(!states.contains(&Finished), "{operation} leaves FINISHED");
             }
         }

@@ -96,7 +96,19 @@ pub(crate) fn compare<P: Projection>(order: &[Order], left: &P, right: &P) -> Or
             Direction::Descending => ordering.reverse(),
         }
     });
-    by_keys.fold(Ordering::Equal, Ordering::then).then_with(|| left.id().cmp(right.id()))
+    let ids = left.id().cmp(right.id());
+    let ids = match tie_break(order).direction {
+        Direction::Ascending => ids,
+        Direction::Descending => ids.reverse(),
+    };
+    by_keys.fold(Ordering::Equal, Ordering::then).then(ids)
+}
+
+/// The key that makes every order total: the id, in the direction of the last key, so that one row comparison can tell
+/// what comes after a row.
+pub(crate) fn tie_break(order: &[Order]) -> Order {
+    let direction = order.last().map_or(Direction::Ascending, |last| last.direction);
+    Order { by: OrderKey::Id, direction }
 }
 
 fn compare_keys(left: Key<'_>, right: Key<'_>) -> Ordering {

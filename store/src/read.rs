@@ -15,23 +15,33 @@ pub enum Read {
     Replica,
 }
 
-/// What a committed write leaves behind: where it was committed.
+/// What committed writes leave behind: where they were committed.
 ///
-/// It grows positions of the write-ahead log when reads learn to wait for them; until then it names the database, whose
-/// primary is the copy that is certainly at least as fresh as the write.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// Tokens of several writes join into one. A token will grow positions of the write-ahead log when reads learn to wait for
+/// them; until then it names the databases, whose primaries are the copies that are certainly fresh enough.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Token {
-    written: Residency,
+    control_plane: bool,
+    run_ops: bool,
 }
 
 impl Token {
     pub(crate) fn new(written: Residency) -> Self {
-        Self { written }
+        Self { control_plane: written == Residency::ControlPlane, run_ops: written == Residency::RunOps }
     }
 
-    /// The database in which the change was committed.
+    /// Whether a change was committed in this database.
     #[must_use]
-    pub fn residency(&self) -> Residency {
-        self.written
+    pub fn covers(&self, residency: Residency) -> bool {
+        match residency {
+            Residency::ControlPlane => self.control_plane,
+            Residency::RunOps => self.run_ops,
+        }
+    }
+
+    /// A token for the writes of both.
+    #[must_use]
+    pub fn join(self, other: Self) -> Self {
+        Self { control_plane: self.control_plane || other.control_plane, run_ops: self.run_ops || other.run_ops }
     }
 }

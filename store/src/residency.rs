@@ -54,11 +54,23 @@ impl fmt::Display for Residency {
 ///
 /// Implemented for run and batch ids, plain and friendly, and for nothing else: snapshots, edges, items, checkpoints,
 /// tags and waitpoints have cuids in *both* databases, so their ids say nothing about their home. Routing by one of them
-/// does not compile:
+/// does not compile. This does:
 ///
-/// ```compile_fail
+/// ```
+/// fn route(id: &impl store::Routable) -> store::Residency { id.residency() }
+/// route(&store::RunId::mint(store::Residency::RunOps));
+/// ```
+///
+/// And these do not:
+///
+/// ```compile_fail,E0277
 /// fn route(id: &impl store::Routable) -> store::Residency { id.residency() }
 /// route(&store::SnapshotId::mint());
+/// ```
+///
+/// ```compile_fail,E0277
+/// fn route(id: &impl store::Routable) -> store::Residency { id.residency() }
+/// route(&store::WaitpointId::mint());
 /// ```
 pub trait Routable: sealed::Sealed {
     /// The database in which the row with this id lives.
@@ -79,26 +91,6 @@ pub(crate) const KSUID_LENGTH: usize = 27;
 pub(crate) const OLD_FRIENDLY_LENGTH: usize = 21;
 /// The text of 2^160 − 1, the greatest KSUID. Bytewise order of the text is the order of the values.
 const KSUID_MAX: &[u8; KSUID_LENGTH] = b"aWgEPTl1tmebfsQzFP4bxwgy80V";
-
-/// Bit of [`CLASS`]: the byte is one of `0-9a-z`.
-const BASE36: u8 = 1;
-/// Bit of [`CLASS`]: the byte is one of `0-9A-Za-z`.
-const BASE62: u8 = 2;
-
-/// What each byte may be part of.
-static CLASS: [u8; 256] = {
-    let mut class = [0; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        class[byte] = match byte as u8 {
-            b'0'..=b'9' | b'a'..=b'z' => BASE36 | BASE62,
-            b'A'..=b'Z' => BASE62,
-            _ => 0,
-        };
-        byte += 1;
-    }
-    class
-};
 
 /// Tells where the run or batch named by `text` lives.
 ///
@@ -125,8 +117,8 @@ fn body(text: &str) -> &str {
 pub(crate) fn shape(body: &str) -> Result<Residency, IdFault> {
     let bytes = body.as_bytes();
     match bytes.len() {
-        CUID_LENGTH if bytes[0] == b'c' && all(bytes, BASE36) => Ok(Residency::ControlPlane),
-        KSUID_LENGTH if !all(bytes, BASE62) => Err(IdFault::Alphabet),
+        CUID_LENGTH if bytes[0] == b'c' && all(bytes, is_base36) => Ok(Residency::ControlPlane),
+        KSUID_LENGTH if !all(bytes, is_base62) => Err(IdFault::Alphabet),
         KSUID_LENGTH if bytes > KSUID_MAX.as_slice() => Err(IdFault::OutOfRange),
         KSUID_LENGTH => Ok(Residency::RunOps),
         CUID_LENGTH => Err(IdFault::Alphabet),
@@ -137,11 +129,20 @@ pub(crate) fn shape(body: &str) -> Result<Residency, IdFault> {
 
 /// Whether `body` can be the body of one of the oldest friendly ids.
 pub(crate) fn is_old_friendly_body(body: &str) -> bool {
-    body.len() == OLD_FRIENDLY_LENGTH && all(body.as_bytes(), BASE62)
+    body.len() == OLD_FRIENDLY_LENGTH && all(body.as_bytes(), is_base62)
 }
 
-fn all(bytes: &[u8], class: u8) -> bool {
-    bytes.iter().all(|byte| CLASS[usize::from(*byte)] & class != 0)
+fn is_base36(byte: u8) -> bool {
+    matches!(byte, b'0'..=b'9' | b'a'..=b'z')
+}
+
+fn is_base62(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric()
+}
+
+/// Looks at every byte, also after the first that fails: without a way out the compiler takes many at a time.
+fn all(bytes: &[u8], is_allowed: impl Fn(u8) -> bool) -> bool {
+    bytes.iter().fold(true, |all, byte| all & is_allowed(*byte))
 }
 
 /// What is wrong with a text that was to be an id.
@@ -172,7 +173,7 @@ pub enum IdFault {
 ///
 /// `Display` and `Debug` show length and reason but not the text, which came from outside and may be anything.
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
-#[error("not a usable id ({body_length} characters after the prefix): {fault}")]
+#[error("not a usable id ({body_length} bytes after the prefix): {fault}")]
 pub struct UnclassifiableId {
     text: Box<str>,
     body_length: usize,

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use serde_json::Value as Json;
 
-use crate::error::Result;
+use crate::error::{Result, StoreError};
 use crate::ids::{
     BatchId, EnvironmentId, OrganizationId, ProjectId, QueueId, RunFriendlyId, RunId, RunKey, SnapshotId, WaitpointId,
     WorkerId, WorkerTaskId,
@@ -14,6 +14,7 @@ use crate::ids::{
 use crate::lifecycle::{Effect, Transition};
 use crate::model::{EnvironmentType, Run, RunStatus, RunSummary, Waitpoint};
 use crate::read::{Read, Token};
+use crate::residency::Residency;
 
 /// The operations on runs, whichever databases stand behind them.
 ///
@@ -23,12 +24,19 @@ use crate::read::{Read, Token};
 ///
 /// **Copy.** Reads take a [`Read`]. Writes go to the owner's primary, and what they decide by is read there.
 ///
-/// **Transaction.** Each method is one unit: it commits whole or not at all, in one database. Dropping a method's future
-/// before it has answered rolls the unit back, unless its commit was already under way.
+/// **Transaction.** Each method is one unit: it commits whole or not at all, in one database. Dropping the future of a
+/// method before it has answered rolls the unit back, unless its commit was under way; a create is a single statement,
+/// which runs to its end once it was sent, and of a bulk expiry the transactions that were committed stay.
+///
+/// **Repeating.** A caller that lost an answer repeats the call. A transition that was committed is recognized by the
+/// snapshot id that the caller minted ([`SnapshotDetails::id`]) and answers as it did the first time, effects included.
 ///
 /// **Errors** common to all: whatever the database reports, as a [`StoreError`](crate::StoreError).
 #[async_trait]
 pub trait Runs: Send + Sync {
+    /// The databases in which this store can create runs; an id for a new run is minted for one of them.
+    fn residencies(&self) -> &[Residency];
+
     /// Brings a triggered run into existence: run, first snapshot and, if asked for, the waitpoint that its parent will
     /// wait for, in one statement.
     ///
@@ -88,9 +96,9 @@ pub trait Runs: Send + Sync {
     ///
     /// A run that a worker has, unless `finalize` is set, becomes `PENDING_CANCEL` and keeps its `completed_at`
     /// untouched; any other ends with a `FINISHED` snapshot. A run that is already over is left as it is, but the bulk
-    /// action is remembered.
+    /// action is remembered. Children are not touched: an effect says that they are to be cancelled.
     /// Routing, transaction: as [`lock_run_to_worker`](Runs::lock_run_to_worker).
-    /// Errors: `NotFound`, `IllegalTransition` for a run without a snapshot.
+    /// Errors: `NotFound`, `IllegalTransition` for a run that has no snapshot and is not over.
     async fn cancel_run(&self, run: &RunId, input: CancelRun) -> Result<CancelRunOutcome>;
 
     /// Expires a run that nobody started in time: run and `FINISHED` snapshot, if it is still `PENDING`, was never
@@ -105,9 +113,9 @@ pub trait Runs: Send + Sync {
     ///
     /// Duplicates count once, unknown ids are reported as skipped, an empty list costs nothing.
     /// Routing: each id to its database; a database without ids is not asked. Transaction: one for each database and
-    /// 1,000 ids, five round trips each, rows locked in the order of their ids. A failure leaves whole chunks done:
-    /// repeating the call finishes the rest.
-    /// Errors: `InvalidInput` above [`MAX_IDS`] ids.
+    /// 1,000 ids, five round trips each, rows locked in the order of their ids. One that fails does not keep the others
+    /// from being committed: its runs are listed as failed, and repeating the call for them is harmless.
+    /// Errors: `InvalidInput`, above [`MAX_IDS`] ids too; nothing else fails the call as a whole.
     async fn expire_runs_batch(&self, runs: &[RunId], input: ExpireRun) -> Result<BatchExpiry>;
 
     /// Reads the run that `lookup` names.
@@ -152,6 +160,9 @@ pub trait Runs: Send + Sync {
 
 /// The greatest number of ids that one call takes.
 pub const MAX_IDS: usize = 100_000;
+
+/// The greatest length, in bytes, of a text that an index holds: task, idempotency key, one-time token, span ids and tags.
+pub const MAX_INDEXED_TEXT: usize = 1_024;
 
 /// What a new run consists of, whichever way it is born. [`NewRun::new`] fills what must be given; the rest has the
 /// defaults of the schema and is set by struct update:
@@ -423,13 +434,15 @@ pub enum Start {
     Parked {
         /// Why, as a short machine text.
         reason: String,
+        /// The moment before which it must not start even then.
+        delay_until: Option<DateTime<Utc>>,
     },
 }
 
 /// What a caller may say about the snapshot that an operation writes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SnapshotDetails {
-    /// Its id; a new one if absent.
+    /// Its id; a new one if absent. A caller that wants to be able to repeat the operation mints it.
     pub id: Option<SnapshotId>,
     /// Text for debugging; one that names the operation if absent.
     pub description: Option<String>,
@@ -635,8 +648,8 @@ pub enum CancelRunOutcome {
     Canceled(Box<Transition<Run>>),
     /// The worker that has the run has to be told; repeating the call tells it again.
     Requested(Box<Transition<Run>>),
-    /// The run was over already.
-    AlreadyFinished(Box<Run>),
+    /// The run was over already. The effects wake those who wait for it once more.
+    AlreadyFinished(Box<Transition<Run>>),
 }
 
 /// Input of [`Runs::expire_run`] and [`Runs::expire_runs_batch`].
@@ -652,7 +665,7 @@ pub struct ExpireRun {
 #[derive(Clone, Debug, PartialEq)]
 #[must_use = "the effects have to be carried out"]
 pub enum ExpireRunOutcome {
-    /// The run is over.
+    /// The run is over. If an earlier call has expired it, the effects wake those who wait for it once more.
     Expired(Box<Transition<Run>>),
     /// The run must not expire. Nothing was written.
     Skipped(SkipReason),
@@ -679,10 +692,33 @@ pub struct BatchExpiry {
     pub expired: Vec<ExpiredRun>,
     /// The runs that were left as they are.
     pub skipped: Vec<(RunId, SkipReason)>,
-    /// What has to happen outside the database.
+    /// The runs whose fate is not known here: their transaction failed, the others are committed. Repeat the call for them.
+    pub failed: Vec<FailedExpiry>,
+    /// What has to happen outside the database. Also for runs that an earlier call has expired, to wake those who wait.
     pub effects: Vec<Effect>,
-    /// What later reads need, one for each database written.
-    pub tokens: Vec<Token>,
+    /// What later reads need.
+    pub token: Token,
+}
+
+impl BatchExpiry {
+    /// Adds the answer for other runs.
+    pub(crate) fn absorb(&mut self, other: Self) {
+        let Self { expired, skipped, failed, effects, token } = other;
+        self.expired.extend(expired);
+        self.skipped.extend(skipped);
+        self.failed.extend(failed);
+        self.effects.extend(effects);
+        self.token = self.token.join(token);
+    }
+}
+
+/// Runs of one transaction that failed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FailedExpiry {
+    /// The runs.
+    pub runs: Vec<RunId>,
+    /// Why; it says whether their change was not applied or is of unknown outcome.
+    pub error: StoreError,
 }
 
 /// One run that a bulk expiry ended.
@@ -766,7 +802,8 @@ pub struct RunFilter {
 pub struct FindRuns {
     /// Which.
     pub filter: RunFilter,
-    /// In which order. The id, ascending, breaks the ties that are left, so that the order is always total.
+    /// In which order. The id breaks the ties that are left, in the direction of the last key, so that the order is always
+    /// total.
     pub order: Vec<Order>,
     /// At most so many; all if absent.
     pub limit: Option<u32>,

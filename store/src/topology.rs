@@ -19,7 +19,7 @@ use crate::error::{ErrorKind, SqlState, classify_sqlx};
 use crate::generated::schema_version::{CONTROL_PLANE_SCHEMA_VERSION, RUN_OPS_SCHEMA_VERSION};
 use crate::postgres::{ControlPlane, Database, PgRunStore, RunOps, Schema};
 use crate::residency::Residency;
-use crate::routing::RoutingRunStore;
+use crate::routing::{Policy, RoutingRunStore};
 
 /// Where the databases are and how to speak to them.
 ///
@@ -27,23 +27,13 @@ use crate::routing::RoutingRunStore;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Config {
-    /// One database or two.
-    pub mode: Mode,
     /// The database with the control plane.
     pub control_plane: DatabaseConfig,
-    /// The dedicated run database. Not opened in [`Mode::Single`].
+    /// The dedicated run database. With it, runs live in two databases, which must be proven to be different; without it,
+    /// all runs live in the control plane's, no router is built and nothing is asked twice.
     pub run_ops: Option<DatabaseConfig>,
     /// Stamps rows.
     pub clock: Arc<dyn Clock>,
-}
-
-/// Whether runs live in one database or in two.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Mode {
-    /// All runs in the control-plane database. No router is built and nothing is asked twice.
-    Single,
-    /// New runs in the run-ops database too. Two different databases must be proven.
-    Split,
 }
 
 /// One database.
@@ -143,13 +133,13 @@ impl Config {
     /// All runs in one database.
     #[must_use]
     pub fn single(control_plane: DatabaseConfig) -> Self {
-        Self { mode: Mode::Single, control_plane, run_ops: None, clock: Arc::new(SystemClock) }
+        Self { control_plane, run_ops: None, clock: Arc::new(SystemClock) }
     }
 
     /// Runs in two databases.
     #[must_use]
     pub fn split(control_plane: DatabaseConfig, run_ops: DatabaseConfig) -> Self {
-        Self { mode: Mode::Split, run_ops: Some(run_ops), ..Self::single(control_plane) }
+        Self { run_ops: Some(run_ops), ..Self::single(control_plane) }
     }
 
     /// Reads the configuration from the variables named by the constants of this module.
@@ -174,18 +164,25 @@ impl Config {
             let Some(url) = address(key)? else { return Ok(None) };
             Ok(Some(DatabaseConfig { replica_url: address(replica)?, ..DatabaseConfig::new(url) }))
         };
-        let mode = match set(RUN_OPS_SPLIT).as_deref().map(str::trim) {
-            None | Some("off") => Mode::Single,
-            Some("on") => Mode::Split,
+        let is_split = match set(RUN_OPS_SPLIT).as_deref().map(str::trim) {
+            None | Some("off") => false,
+            Some("on") => true,
             Some(_) => return Err(ConfigError::NotASwitch { key: RUN_OPS_SPLIT }),
         };
         let control_plane = database(CONTROL_PLANE_DATABASE_URL, CONTROL_PLANE_REPLICA_URL)?
             .ok_or(ConfigError::Missing { key: CONTROL_PLANE_DATABASE_URL })?;
         let run_ops = database(RUN_OPS_DATABASE_URL, RUN_OPS_REPLICA_URL)?;
-        if mode == Mode::Split && run_ops.is_none() {
-            return Err(ConfigError::Missing { key: RUN_OPS_DATABASE_URL });
+        match (is_split, run_ops) {
+            (true, Some(run_ops)) => Ok(Self::split(control_plane, run_ops)),
+            (true, None) => Err(ConfigError::Missing { key: RUN_OPS_DATABASE_URL }),
+            (false, None) => Ok(Self::single(control_plane)),
+            (false, Some(_)) => {
+                tracing::warn!(
+                    "{RUN_OPS_DATABASE_URL} is set, but {RUN_OPS_SPLIT} is off: all runs live in one database"
+                );
+                Ok(Self::single(control_plane))
+            }
         }
-        Ok(Self { mode, run_ops, ..Self::single(control_plane) })
     }
 }
 
@@ -193,9 +190,9 @@ impl Config {
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TopologyError {
-    /// A split without a second database.
-    #[error("a split needs a run-ops database; set {RUN_OPS_DATABASE_URL}, or turn the split off")]
-    NoRunOpsDatabase,
+    /// A router was given no store for a database, or several.
+    #[error("a router needs exactly one store for the {0} database")]
+    MissingMember(Residency),
     /// Nothing answers at the address, or not in time.
     #[error("the {0} cannot be reached; check that the server runs and that {key} names it", key = .0.key())]
     Unreachable(Endpoint),
@@ -206,16 +203,19 @@ pub enum TopologyError {
     #[error("the server of the {0} has no database of that name; create it, or correct {key}", key = .0.key())]
     DatabaseMissing(Endpoint),
     /// The server answered with another error.
-    #[error("the {0} answered with SQLSTATE {1}; see the server's log")]
+    #[error("the {0} ({key}) answered with SQLSTATE {1}; see the server's log", key = .0.key())]
     Refused(Endpoint, SqlState),
     /// Encryption or the protocol failed.
     #[error("the {0} could not be spoken to; check the TLS settings in {key}", key = .0.key())]
     Protocol(Endpoint),
     /// The database has no identity row: the migrations never ran.
-    #[error("the {0} has no schema yet; run `migration up`")]
+    #[error("the {0} ({key}) has no schema yet; {remedy}", key = .0.key(), remedy = .0.remedy())]
     NotMigrated(Endpoint),
     /// The schema is older than this build.
-    #[error("the {endpoint} has schema version {found}, this build needs {needed}; run `migration up`")]
+    #[error(
+        "the {endpoint} ({key}) has schema version {found}, this build needs {needed}; {remedy}",
+        key = .endpoint.key(), remedy = .endpoint.remedy()
+    )]
     SchemaTooOld {
         /// The database.
         endpoint: Endpoint,
@@ -225,7 +225,11 @@ pub enum TopologyError {
         needed: i64,
     },
     /// The schema has changed so much that this build does not fit it any longer.
-    #[error("the {endpoint} has a schema for builds of version {needed} or later, this build is of {known}; update it")]
+    #[error(
+        "the {endpoint} ({key}) has a schema for builds of version {needed} or later, this build is of {known}; \
+         update this build",
+        key = .endpoint.key()
+    )]
     SchemaTooNew {
         /// The database.
         endpoint: Endpoint,
@@ -279,6 +283,15 @@ impl Endpoint {
             (Residency::RunOps, true) => RUN_OPS_REPLICA_URL,
         }
     }
+
+    /// What to do about a schema that is missing or too old.
+    fn remedy(&self) -> &'static str {
+        match (self.database, self.is_replica) {
+            (Residency::ControlPlane, false) => "run `migration up control-plane`",
+            (Residency::RunOps, false) => "run `migration up run-ops`",
+            (Residency::ControlPlane | Residency::RunOps, true) => "wait until it has caught up with its primary",
+        }
+    }
 }
 
 impl fmt::Display for Endpoint {
@@ -295,43 +308,45 @@ impl fmt::Display for Endpoint {
 /// # Errors
 /// [`TopologyError`]; nothing has been written and no pool is left open.
 pub async fn connect(config: &Config) -> Result<Arc<dyn RunStore>, TopologyError> {
-    match config.mode {
-        Mode::Single => {
-            let endpoint = Endpoint { database: Residency::ControlPlane, is_replica: false };
-            let found = probe(endpoint, &config.control_plane).await?;
-            Ok(Arc::new(single::<ControlPlane>(config, &config.control_plane, &found).await?))
-        }
-        Mode::Split => {
-            let run_ops = config.run_ops.as_ref().ok_or(TopologyError::NoRunOpsDatabase)?;
-            let primary = |database| Endpoint { database, is_replica: false };
-            let (first, second) = try_join(
-                probe(primary(Residency::ControlPlane), &config.control_plane),
-                probe(primary(Residency::RunOps), run_ops),
-            )
-            .await?;
-            if first.is_same_or_copy(&second) {
-                return Err(TopologyError::SameDatabase);
-            }
-            let (control_plane, run_ops) = try_join(
-                single::<ControlPlane>(config, &config.control_plane, &first),
-                single::<RunOps>(config, run_ops, &second),
-            )
-            .await?;
-            Ok(Arc::new(RoutingRunStore::new(vec![
-                (Residency::ControlPlane, Arc::new(control_plane)),
-                (Residency::RunOps, Arc::new(run_ops)),
-            ])))
-        }
+    let Some(run_ops) = &config.run_ops else {
+        let store = PgRunStore::<ControlPlane>::connect(&config.control_plane).await?;
+        return Ok(Arc::new(store.with_clock(Arc::clone(&config.clock))));
+    };
+    let (first, second) = try_join(
+        probe(primary(Residency::ControlPlane), &config.control_plane),
+        probe(primary(Residency::RunOps), run_ops),
+    )
+    .await?;
+    if first.is_same_or_copy(&second) {
+        return Err(TopologyError::SameDatabase);
+    }
+    let (control_plane, run_ops) =
+        try_join(single::<ControlPlane>(&config.control_plane, &first), single::<RunOps>(run_ops, &second)).await?;
+    let members: Vec<(Residency, Arc<dyn RunStore>)> = vec![
+        (Residency::ControlPlane, Arc::new(control_plane.with_clock(Arc::clone(&config.clock)))),
+        (Residency::RunOps, Arc::new(run_ops.with_clock(Arc::clone(&config.clock)))),
+    ];
+    Ok(Arc::new(RoutingRunStore::new(Policy::DEFAULT, members)?))
+}
+
+impl<S: Schema> PgRunStore<S> {
+    /// Opens one database, after asking its servers who they are.
+    ///
+    /// # Errors
+    /// [`TopologyError`], as [`connect`].
+    pub async fn connect(config: &DatabaseConfig) -> Result<Self, TopologyError> {
+        let found = probe(primary(S::RESIDENCY), config).await?;
+        single(config, &found).await
     }
 }
 
+fn primary(database: Residency) -> Endpoint {
+    Endpoint { database, is_replica: false }
+}
+
 /// The store over one database, whose primary was found to be `found`.
-async fn single<S: Schema>(
-    config: &Config,
-    database: &DatabaseConfig,
-    found: &Fingerprint,
-) -> Result<PgRunStore<S>, TopologyError> {
-    let endpoint = Endpoint { database: S::RESIDENCY, is_replica: false };
+async fn single<S: Schema>(database: &DatabaseConfig, found: &Fingerprint) -> Result<PgRunStore<S>, TopologyError> {
+    let endpoint = primary(S::RESIDENCY);
     found.check_primary(endpoint)?;
     let replica = match &database.replica_url {
         Some(url) => {
@@ -346,7 +361,7 @@ async fn single<S: Schema>(
         }
     };
     let database = Database::new(S::RESIDENCY, pool(database), replica);
-    Ok(PgRunStore::new(database).with_clock(Arc::clone(&config.clock)))
+    Ok(PgRunStore::new(database))
 }
 
 /// Statements whose text the server keeps for a connection.
@@ -354,12 +369,11 @@ const STATEMENT_CACHE: usize = 512;
 
 fn options(config: &DatabaseConfig) -> PgConnectOptions {
     let SecretUrl(options) = &config.url;
-    options
-        .clone()
-        .application_name("runseam")
-        .statement_cache_capacity(STATEMENT_CACHE)
-        .options([("timezone", "UTC")])
-        .disable_statement_logging()
+    let options = match options.get_application_name() {
+        Some(_) => options.clone(),
+        None => options.clone().application_name("runseam"),
+    };
+    options.statement_cache_capacity(STATEMENT_CACHE).disable_statement_logging()
 }
 
 fn pool(config: &DatabaseConfig) -> PgPool {
@@ -476,7 +490,7 @@ async fn ask(connection: &mut PgConnection) -> Result<Fingerprint, sqlx::Error> 
         "SELECT pg_is_in_recovery() AS is_standby,
             (SELECT oid::bigint FROM pg_database WHERE datname = current_database()) AS database,
             to_regclass('store_identity') IS NOT NULL AS has_identity,
-            has_function_privilege('pg_control_system()', 'EXECUTE') AS may_read_system",
+            coalesce(has_function_privilege(to_regprocedure('pg_control_system()'), 'EXECUTE'), FALSE) AS may_read_system",
     );
     let about = about.fetch_one(&mut *connection).await?;
     // Statements of their own: naming a function or a table fails where it may not be called or is not there.

@@ -1,6 +1,9 @@
 //! `cargo xtask test`: every test of the workspace, with servers for all of them.
 
-use std::{ffi::OsString, process::ExitCode};
+use std::{
+    ffi::OsString,
+    process::{Command, ExitCode},
+};
 
 use provision::{Options, Server, Source};
 
@@ -32,8 +35,7 @@ pub(crate) async fn run(_: &Args) -> anyhow::Result<ExitCode> {
 
     if control_plane.source() == Source::Environment {
         // They go on after us. What an interrupted test has left there, and the templates, should not.
-        let mut sweep = cargo::cargo();
-        sweep.args(["run", "--quiet", "--locked", "--package", "tests", "--bin", "sweep"]);
+        let sweep = sweep()?;
         let swept = cargo::run(with(sweep, &control_plane, &run_ops)).await?;
         if !swept.success() {
             eprintln!("test: databases of the tests may be left on the servers; the next run sweeps them");
@@ -43,8 +45,19 @@ pub(crate) async fn run(_: &Args) -> anyhow::Result<ExitCode> {
     Ok(cargo::exit_code(status))
 }
 
+/// The sweeper, a binary of `tests`: the one that `cargo test` has just built, or else another.
+fn sweep() -> anyhow::Result<Command> {
+    let built = std::env::current_exe()?.with_file_name("sweep");
+    if built.exists() {
+        return Ok(Command::new(built));
+    }
+    let mut sweep = cargo::cargo();
+    sweep.args(["run", "--quiet", "--locked", "--bin", "sweep"]);
+    Ok(sweep)
+}
+
 /// Names the two servers to `command`, in the variables that `provision` reads.
-fn with(mut command: std::process::Command, control_plane: &Server, run_ops: &Server) -> std::process::Command {
+fn with(mut command: Command, control_plane: &Server, run_ops: &Server) -> Command {
     command
         .env("RUNSEAM_TEST_CONTROL_PLANE_URL", control_plane.url("postgres"))
         .env("RUNSEAM_TEST_RUN_OPS_URL", run_ops.url("postgres"))

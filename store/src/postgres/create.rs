@@ -4,13 +4,14 @@ use sea_orm::sea_query::{CommonTableExpression, Expr, ExprTrait, InsertStatement
 
 use super::PgRunStore;
 use super::input::{
-    check_new_run, check_snapshot, finite, first_snapshot, json, optional, present, run_row, run_waitpoint, stamp,
+    check_new_run, check_snapshot, first_snapshot, json, optional, present, run_row, run_waitpoint, stamp,
 };
 use super::schema::{Schema, Twin};
+use super::transitions::completed;
 use crate::error::{ErrorKind, InputProblem, Result, StoreError};
 use crate::generated::constraints::Constraint;
 use crate::ids::{RunId, SnapshotId};
-use crate::lifecycle::{Effect, Event, Job, Operation, Transition, WaitpointOutput};
+use crate::lifecycle::{Effect, Event, Job, Operation, Transition, WaitpointOutput, in_order};
 use crate::model::{ExecutionStatus, Run, RunStatus, Snapshot, Waitpoint};
 use crate::runs::{
     CreateCancelledRun, CreateFailedRun, CreateRun, CreateRunOutcome, CreatedRun, NewRun, SnapshotDetails, Start,
@@ -20,8 +21,8 @@ pub(super) async fn create_run<S: Schema>(store: &PgRunStore<S>, input: CreateRu
     let operation = Operation::CreateRun;
     let CreateRun { run, start, waitpoint, snapshot } = input;
     check(store, operation, &run, &snapshot)?;
-    if let Start::Parked { reason } = &start {
-        optional("start.reason", Some(reason)).map_err(|kind| refuse::<S>(operation, kind))?;
+    if let Start::Parked { reason, .. } = &start {
+        optional("start.reason", Some(reason)).map_err(|kind| store.refuse(operation, kind))?;
     }
 
     let id = run.id;
@@ -46,7 +47,10 @@ pub(super) async fn create_run<S: Schema>(store: &PgRunStore<S>, input: CreateRu
             row.delay_until = Some(stamp(until));
             effects.push(Effect::Arm { job: Job::EnqueueDelayed(id), at: stamp(until).to_utc() });
         }
-        Start::Parked { reason } => row.status_reason = Some(reason),
+        Start::Parked { reason, delay_until } => {
+            row.status_reason = Some(reason);
+            row.delay_until = delay_until.map(stamp);
+        }
     }
     effects.push(Effect::Emit(Event::RunCreated { run: id }));
 
@@ -62,9 +66,10 @@ pub(super) async fn create_cancelled_run<S: Schema>(
     let operation = Operation::CreateCancelledRun;
     let CreateCancelledRun { run, error, completed_at, updated_at, snapshot } = input;
     check(store, operation, &run, &snapshot)?;
-    json("error", Some(&error)).map_err(|kind| refuse::<S>(operation, kind))?;
+    json("error", Some(&error)).map_err(|kind| store.refuse(operation, kind))?;
 
     let id = run.id;
+    let batch = run.batch;
     let environment = run.environment.clone();
     let now = stamp(store.clock.now());
     let mut row = run_row(run, RunStatus::Canceled, now);
@@ -82,7 +87,8 @@ pub(super) async fn create_cancelled_run<S: Schema>(
         "Run was cancelled before it was created",
         now,
     );
-    let effects = vec![Effect::Emit(Event::RunFinished { run: id, status: RunStatus::Canceled })];
+    let mut effects = vec![Effect::Emit(Event::RunFinished { run: id, status: RunStatus::Canceled })];
+    effects.extend(batch.map(|batch| Effect::TryCompleteBatch { batch }));
     insert(store, operation, id, Rows { run: row, snapshot: Some(snapshot), waitpoint: None }, effects).await
 }
 
@@ -93,20 +99,19 @@ pub(super) async fn create_failed_run<S: Schema>(
     let operation = Operation::CreateFailedRun;
     let CreateFailedRun { run, error, completed_at, waitpoint } = input;
     check(store, operation, &run, &SnapshotDetails::default())?;
-    json("error", Some(&error)).map_err(|kind| refuse::<S>(operation, kind))?;
+    json("error", Some(&error)).map_err(|kind| store.refuse(operation, kind))?;
     if run.is_test {
         let kind = ErrorKind::InvalidInput { field: "is_test", problem: InputProblem::Contradiction };
-        return Err(refuse::<S>(operation, kind));
+        return Err(store.refuse(operation, kind));
     }
 
     let id = run.id;
+    let batch = run.batch;
     let mut row = run_row(run, RunStatus::SystemFailure, stamp(store.clock.now()));
     let mut effects = Vec::new();
-    if let Some(waitpoint) = &waitpoint {
-        let output = WaitpointOutput::failure(&error);
-        effects.push(Effect::CompleteWaitpoint { id: waitpoint.clone(), output });
-    }
+    effects.extend(completed(&id, waitpoint.clone(), WaitpointOutput::failure(&error)));
     effects.push(Effect::Emit(Event::RunFinished { run: id, status: RunStatus::SystemFailure }));
+    effects.extend(batch.map(|batch| Effect::TryCompleteBatch { batch }));
     row.error = present(Some(error));
     row.completed_at = Some(stamp(completed_at));
 
@@ -121,15 +126,14 @@ struct Rows {
     waitpoint: Option<Waitpoint>,
 }
 
-fn check<S: Schema>(_: &PgRunStore<S>, operation: Operation, run: &NewRun, snapshot: &SnapshotDetails) -> Result<()> {
-    check_new_run(S::RESIDENCY, run)
-        .and_then(|()| check_snapshot(snapshot))
-        .and_then(|()| finite("base_cost_in_cents", run.base_cost_in_cents))
-        .map_err(|kind| refuse::<S>(operation, kind))
-}
-
-fn refuse<S: Schema>(operation: Operation, kind: ErrorKind) -> StoreError {
-    StoreError::new(operation.name(), Some(S::RESIDENCY), kind)
+fn check<S: Schema>(
+    store: &PgRunStore<S>,
+    operation: Operation,
+    run: &NewRun,
+    snapshot: &SnapshotDetails,
+) -> Result<()> {
+    let checked = check_new_run(S::RESIDENCY, run).and_then(|()| check_snapshot(snapshot));
+    checked.map_err(|kind| store.refuse(operation, kind))
 }
 
 /// Writes the rows in one statement. Foreign keys between them are checked when it ends, so their order is free.
@@ -150,17 +154,17 @@ async fn insert<S: Schema>(
     if let Some(waitpoint) = &waitpoint {
         inserts.push(("waitpoint", S::Waitpoint::insert_row(waitpoint.clone())));
     }
-    match store.database.execute(operation.name(), &together(inserts)).await {
-        Ok(_) => (),
-        Err(error) => return taken(error),
-    }
-
     if let Some(snapshot) = &snapshot {
         effects.push(Effect::Emit(Event::SnapshotCreated {
             run: id,
             snapshot: SnapshotId::stored(&snapshot.id),
             state: snapshot.execution_status,
         }));
+    }
+    in_order(&mut effects);
+    match store.database.execute(operation.name(), &together(inserts)).await {
+        Ok(_) => (),
+        Err(error) => return taken(error),
     }
     Ok(CreateRunOutcome::Created(Box::new(Transition {
         value: CreatedRun { run, associated_waitpoint: waitpoint },

@@ -4,8 +4,8 @@ use std::fmt;
 
 use sea_orm::sqlx::PgPool;
 use sea_orm::{
-    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, ExecResult, FromQueryResult,
-    QueryResult, SqlxPostgresConnector, Statement, StatementBuilder, TransactionTrait,
+    ConnAcquireErr, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, ExecResult,
+    FromQueryResult, QueryResult, SqlxPostgresConnector, Statement, StatementBuilder, TransactionTrait,
 };
 
 use crate::error::{ErrorKind, Phase, Result, StoreError};
@@ -76,10 +76,17 @@ impl Database {
     }
 
     /// Begins a transaction on the primary. Dropping it rolls it back.
+    ///
+    /// It is begun in a task of its own, which a caller that is dropped meanwhile does not interrupt: the driver takes a
+    /// transaction for open only once the server has answered. A connection that went back to the pool between question
+    /// and answer would be in a transaction that nobody knows of, and swallow the next caller's writes.
     pub(crate) async fn begin(&self, operation: &'static str) -> Result<Unit<'_>> {
-        let begun = self.primary.begin().await;
-        let transaction = begun.map_err(|error| self.error(operation, &self.primary, Phase::Uncommitted, &error))?;
-        Ok(Unit { database: self, operation, transaction })
+        let primary = self.primary.clone();
+        let begun = tokio::spawn(async move { primary.begin().await }).await;
+        let failed = |error| self.error(operation, &self.primary, Phase::Uncommitted, &error);
+        // The task is never aborted, so it ends early only if the runtime is shut down.
+        let begun = begun.map_err(|_| DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed)).map_err(failed)?;
+        Ok(Unit { database: self, operation, transaction: begun.map_err(failed)? })
     }
 
     fn is_lost(&self, operation: &'static str, copy: &DatabaseConnection, error: &DbErr) -> bool {
@@ -140,20 +147,18 @@ impl Unit<'_> {
     }
 
     /// Ends the transaction without a change. Its locks are gone when this returns.
-    pub(crate) async fn roll_back(self) -> Result<()> {
-        let Self { database, operation, transaction } = self;
-        let ended = transaction.rollback().await;
-        ended.map_err(|error| database.error(operation, &database.primary, Phase::Uncommitted, &error))
+    ///
+    /// A connection that breaks here has rolled back too, and what the operation found out stays true.
+    pub(crate) async fn abandon(self) {
+        if let Err(error) = self.transaction.rollback().await {
+            let error = self.database.error(self.operation, &self.database.primary, Phase::Uncommitted, &error);
+            tracing::debug!(%error, "the connection broke while a transaction was rolled back");
+        }
     }
 
     /// An error of a row that could not be decoded by hand.
     pub(crate) fn decode_error(&self, error: &DbErr) -> StoreError {
         self.error(Phase::Uncommitted, error)
-    }
-
-    /// A refusal of the store's own.
-    pub(crate) fn refuse(&self, kind: ErrorKind) -> StoreError {
-        StoreError::new(self.operation, Some(self.database.residency), kind)
     }
 
     fn error(&self, phase: Phase, error: &DbErr) -> StoreError {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
+use chrono::{DateTime, Utc};
 use sea_orm::{DbBackend, FromQueryResult, Statement};
 
 use super::PgRunStore;
@@ -10,12 +11,13 @@ use super::database::Unit;
 use super::input::{json, present, stamp, within};
 use super::schema::Schema;
 use super::transition::{Carry, Current, Decision, Done, Next, transition};
-use super::transitions::ending;
-use crate::error::{ErrorKind, Result, StoreError};
+use super::transitions::{completed, ending, member_ended, wake_ups};
+use crate::error::Result;
 use crate::ids::{BatchId, RunId, SnapshotId, WaitpointId};
-use crate::lifecycle::{Effect, Event, Job, Operation, WaitpointOutput};
-use crate::model::{ExecutionStatus, RunStatus};
-use crate::runs::{BatchExpiry, ExpireRun, ExpireRunOutcome, ExpiredRun, SkipReason, SnapshotDetails};
+use crate::lifecycle::{Effect, Event, Job, Operation, Transition, WaitpointOutput, in_order};
+use crate::model::{ExecutionStatus, RunColumn, RunStatus};
+use crate::residency::Routable;
+use crate::runs::{BatchExpiry, ExpireRun, ExpireRunOutcome, ExpiredRun, FailedExpiry, SkipReason, SnapshotDetails};
 
 /// Ids handled in one transaction.
 const CHUNK: usize = 1_000;
@@ -28,19 +30,28 @@ pub(super) async fn expire_run<S: Schema>(
 ) -> Result<ExpireRunOutcome> {
     let operation = Operation::ExpireRun;
     let ExpireRun { error, expired_at } = input;
-    check::<S>(operation, &error)?;
+    json("error", Some(&error)).map_err(|kind| store.refuse(operation, kind))?;
     let done = transition(store, operation, id, None, SnapshotDetails::default(), |current: Current| {
+        let is_over = current.run.status == RunStatus::Expired && current.state() == Some(ExecutionStatus::Finished);
+        if is_over {
+            let effects = wake_ups(id, &current);
+            let Current { run, snapshot, .. } = current;
+            return Ok(Decision::Leave(Box::new(move |token| {
+                ExpireRunOutcome::Expired(Box::new(Transition { value: run, snapshot, effects, token }))
+            })));
+        }
         if let Err(reason) = eligible(current.run.status, current.run.locked_by_id.is_some(), current.state()) {
-            return Ok(Decision::Leave(reason));
+            return Ok(Decision::Leave(Box::new(move |_| ExpireRunOutcome::Skipped(reason))));
         }
         let mut run = current.run.clone();
         run.status = RunStatus::Expired;
         run.expired_at = Some(stamp(expired_at));
         run.completed_at = Some(stamp(expired_at));
-        let effects = ending(id, &current, &run, true, WaitpointOutput::failure(&error))?;
+        let effects = ending(id, &current, &run, true, WaitpointOutput::failure(&error));
         run.error = present(Some(error));
         Ok(Decision::Become(Box::new(Next {
             run,
+            columns: &[RunColumn::Status, RunColumn::ExpiredAt, RunColumn::CompletedAt, RunColumn::Error],
             state: ExecutionStatus::Finished,
             description: DESCRIPTION,
             carry: Carry::Nothing,
@@ -49,7 +60,7 @@ pub(super) async fn expire_run<S: Schema>(
     });
     Ok(match done.await? {
         Done::Became(transition) => ExpireRunOutcome::Expired(transition),
-        Done::Stayed(reason) => ExpireRunOutcome::Skipped(reason),
+        Done::Stayed(answer) => answer,
     })
 }
 
@@ -59,15 +70,20 @@ pub(super) async fn expire_runs_batch<S: Schema>(
     input: ExpireRun,
 ) -> Result<BatchExpiry> {
     let operation = Operation::ExpireRunsBatch;
-    within("runs", runs.len()).map_err(|kind| StoreError::new(operation.name(), Some(S::RESIDENCY), kind))?;
-    check::<S>(operation, &input.error)?;
-    let mut ids = runs.to_vec();
+    within("runs", runs.len()).map_err(|kind| store.refuse(operation, kind))?;
+    json("error", Some(&input.error)).map_err(|kind| store.refuse(operation, kind))?;
+    let (mut ids, elsewhere): (Vec<RunId>, Vec<RunId>) = runs.iter().partition(|id| id.residency() == S::RESIDENCY);
     // Rows are locked in the order of their ids, within a chunk and from chunk to chunk.
     ids.sort_unstable();
     ids.dedup();
     let mut expiry = BatchExpiry::default();
+    expiry.skipped.extend(elsewhere.into_iter().map(|id| (id, SkipReason::NotFound)));
     for chunk in ids.chunks(CHUNK) {
-        expire_chunk(store, operation, chunk, &input, &mut expiry).await?;
+        match expire_chunk(store, operation, chunk, &input).await {
+            Ok(done) => expiry.absorb(done),
+            // The chunks before are committed, and their effects must not be lost.
+            Err(error) => expiry.failed.push(FailedExpiry { runs: chunk.to_vec(), error }),
+        }
     }
     Ok(expiry)
 }
@@ -83,10 +99,6 @@ fn eligible(status: RunStatus, locked: bool, state: Option<ExecutionStatus>) -> 
     } else {
         Err(SkipReason::NotQueued)
     }
-}
-
-fn check<S: Schema>(operation: Operation, error: &serde_json::Value) -> Result<()> {
-    json("error", Some(error)).map_err(|kind| StoreError::new(operation.name(), Some(S::RESIDENCY), kind))
 }
 
 #[derive(FromQueryResult)]
@@ -106,7 +118,7 @@ struct StateRow {
 }
 
 static LOCK: &str = "SELECT id, status::text AS status, locked_by_id, batch_id
-FROM task_run WHERE id = ANY($1) ORDER BY id FOR UPDATE";
+FROM task_run WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE";
 
 /// A statement of its own, after the locks are held; see `transition`.
 static STATES: &str = "SELECT n.run_id, s.id AS snapshot_id, s.execution_status::text AS state, w.id AS waitpoint_id
@@ -126,10 +138,10 @@ static WRITE: LazyLock<String> = LazyLock::new(|| {
 )
 INSERT INTO task_run_execution_snapshot (
     id, engine, execution_status, description, is_valid, previous_snapshot_id, run_id, run_status, attempt_number,
-    environment_id, environment_type, project_id, organization_id, worker_id, runner_id, created_at, updated_at
+    environment_id, environment_type, project_id, organization_id, created_at, updated_at
 )
 SELECT n.snapshot_id, 'V2', 'FINISHED', '{DESCRIPTION}', TRUE, p.id, p.run_id, 'EXPIRED', p.attempt_number,
-    p.environment_id, p.environment_type, p.project_id, p.organization_id, p.worker_id, p.runner_id,
+    p.environment_id, p.environment_type, p.project_id, p.organization_id,
     GREATEST($6, p.created_at + INTERVAL '1 microsecond'), $6
 FROM unnest($2, $3) AS n (previous_id, snapshot_id)
 JOIN task_run_execution_snapshot AS p ON p.id = n.previous_id"
@@ -142,8 +154,7 @@ async fn expire_chunk<S: Schema>(
     operation: Operation,
     ids: &[RunId],
     input: &ExpireRun,
-    expiry: &mut BatchExpiry,
-) -> Result<()> {
+) -> Result<BatchExpiry> {
     let unit = store.database.begin(operation.name()).await?;
     let texts: Vec<String> = ids.iter().map(RunId::to_string).collect();
     let mut locked: HashMap<String, LockedRow> =
@@ -151,57 +162,69 @@ async fn expire_chunk<S: Schema>(
     let mut states: HashMap<String, StateRow> =
         read::<StateRow>(&unit, STATES, &texts).await?.into_iter().map(|row| (row.run_id.clone(), row)).collect();
 
-    let mut chosen = Vec::new();
+    let mut expiry = BatchExpiry::default();
+    let mut write = Write::default();
     for (id, text) in ids.iter().zip(&texts) {
         let Some(run) = locked.remove(text) else {
             expiry.skipped.push((*id, SkipReason::NotFound));
             continue;
         };
         let state = states.remove(text);
-        match eligible(run.status, run.locked_by_id.is_some(), state.as_ref().map(|state| state.state)) {
-            Err(reason) => expiry.skipped.push((*id, reason)),
-            Ok(()) => chosen.extend(state.map(|state| (*id, run, state))),
+        let verdict = eligible(run.status, run.locked_by_id.is_some(), state.as_ref().map(|state| state.state));
+        let waitpoint = state.as_ref().and_then(|state| state.waitpoint_id.as_deref()).map(WaitpointId::stored);
+        match (verdict, state) {
+            (Ok(()), Some(state)) => {
+                let snapshot = SnapshotId::mint();
+                write.runs.push(text.clone());
+                write.previous.push(state.snapshot_id);
+                write.snapshots.push(snapshot.to_string());
+                let finished = ExecutionStatus::Finished;
+                expiry.effects.extend([
+                    Effect::Emit(Event::RunFinished { run: *id, status: RunStatus::Expired }),
+                    Effect::Emit(Event::SnapshotCreated { run: *id, snapshot: snapshot.clone(), state: finished }),
+                    Effect::Disarm(Job::Heartbeat(*id)),
+                ]);
+                expiry.expired.push(ExpiredRun { run: *id, snapshot });
+            }
+            (Ok(()), None) => expiry.skipped.push((*id, SkipReason::NotQueued)),
+            (Err(reason), _) => expiry.skipped.push((*id, reason)),
+        }
+        // Also for a run that an earlier call has expired: that call may have died before it told those who wait.
+        if verdict.is_ok() || verdict == Err(SkipReason::Status(RunStatus::Expired)) {
+            expiry.effects.extend(completed(id, waitpoint, WaitpointOutput::failure(&input.error)));
+            expiry.effects.extend(member_ended(id, run.batch_id.as_deref().map(str::parse::<BatchId>).transpose()));
         }
     }
-    if chosen.is_empty() {
-        return unit.roll_back().await;
+    in_order(&mut expiry.effects);
+    if write.runs.is_empty() {
+        unit.abandon().await;
+        return Ok(expiry);
     }
+    unit.rows(write.statement(input, store.clock.now())).await?;
+    expiry.token = unit.commit().await?;
+    Ok(expiry)
+}
 
-    let snapshots: Vec<SnapshotId> = chosen.iter().map(|_| SnapshotId::mint()).collect();
-    let write = Statement::from_sql_and_values(
-        DbBackend::Postgres,
-        WRITE.as_str(),
-        [
-            chosen.iter().map(|(id, ..)| id.to_string()).collect::<Vec<_>>().into(),
-            chosen.iter().map(|(_, _, state)| state.snapshot_id.clone()).collect::<Vec<_>>().into(),
-            snapshots.iter().map(SnapshotId::to_string).collect::<Vec<_>>().into(),
+/// The rows of one chunk that are written, column by column.
+#[derive(Default)]
+struct Write {
+    runs: Vec<String>,
+    previous: Vec<String>,
+    snapshots: Vec<String>,
+}
+
+impl Write {
+    fn statement(self, input: &ExpireRun, now: DateTime<Utc>) -> Statement {
+        let values = [
+            self.runs.into(),
+            self.previous.into(),
+            self.snapshots.into(),
             present(Some(input.error.clone())).into(),
             stamp(input.expired_at).into(),
-            stamp(store.clock.now()).into(),
-        ],
-    );
-    unit.rows(write).await?;
-    let batches = chosen.iter().map(|(_, run, _)| run.batch_id.as_deref().map(str::parse::<BatchId>).transpose());
-    let batches = batches.collect::<Result<Vec<_>, _>>();
-    let batches = batches.map_err(|error| unit.refuse(ErrorKind::UnclassifiableId(error)))?;
-    expiry.tokens.push(unit.commit().await?);
-
-    for (((id, _, state), snapshot), batch) in chosen.into_iter().zip(snapshots).zip(batches) {
-        expiry.effects.extend(state.waitpoint_id.map(|waitpoint| Effect::CompleteWaitpoint {
-            id: WaitpointId::stored(&waitpoint),
-            output: WaitpointOutput::failure(&input.error),
-        }));
-        expiry.effects.push(Effect::Emit(Event::RunFinished { run: id, status: RunStatus::Expired }));
-        expiry.effects.extend(batch.map(|batch| Effect::TryCompleteBatch { batch }));
-        expiry.effects.push(Effect::Disarm(Job::Heartbeat(id)));
-        expiry.effects.push(Effect::Emit(Event::SnapshotCreated {
-            run: id,
-            snapshot: snapshot.clone(),
-            state: ExecutionStatus::Finished,
-        }));
-        expiry.expired.push(ExpiredRun { run: id, snapshot });
+            stamp(now).into(),
+        ];
+        Statement::from_sql_and_values(DbBackend::Postgres, WRITE.as_str(), values)
     }
-    Ok(())
 }
 
 async fn read<M: FromQueryResult>(unit: &Unit<'_>, sql: &str, ids: &[String]) -> Result<Vec<M>> {

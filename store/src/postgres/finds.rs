@@ -2,18 +2,19 @@
 
 use std::collections::HashMap;
 
-use sea_orm::sea_query::extension::postgres::PgBinOper;
-use sea_orm::sea_query::{ArrayType, Expr, ExprTrait, Value};
+use sea_orm::sea_query::extension::postgres::{PgBinOper, PgFunc};
+use sea_orm::sea_query::{ArrayType, Expr, ExprTrait, SelectStatement, Value};
 use sea_orm::{ActiveEnum, ColumnTrait, Condition, DbErr, QueryFilter, QueryOrder, QuerySelect, QueryTrait, Select};
 
 use super::PgRunStore;
-use super::input::{stamp, text, within};
+use super::input::{stamp_up, text, within};
 use super::schema::{Schema, Twin};
 use crate::error::{ErrorKind, Phase, Result, StoreError};
-use crate::ids::{RunId, RunKey};
+use crate::ids::{Home, RunId, RunKey};
 use crate::model::{Run, RunColumn, RunStatus};
-use crate::projection::Projection;
+use crate::projection::{Projection, tie_break};
 use crate::read::Read;
+use crate::residency::Routable;
 use crate::runs::{Direction, FindRuns, Order, OrderKey, RunFilter, RunLookup};
 
 /// Ids in one statement.
@@ -25,6 +26,14 @@ pub(super) async fn find_run<S: Schema>(
     lookup: &RunLookup,
     read: Read,
 ) -> Result<Option<Run>> {
+    if lookup.key.home() == Home::Unrouted || lookup.key.home() == Home::Routed(S::RESIDENCY) {
+        store.database.one(operation, read, &by_key::<S>(lookup)).await
+    } else {
+        Ok(None)
+    }
+}
+
+fn by_key<S: Schema>(lookup: &RunLookup) -> SelectStatement {
     let named = match lookup.key {
         RunKey::Id(id) => RunColumn::Id.eq(id.as_str()),
         RunKey::Friendly(id) => RunColumn::FriendlyId.eq(id.to_string()),
@@ -34,7 +43,7 @@ pub(super) async fn find_run<S: Schema>(
     if let Some(environment) = &lookup.environment {
         rows = rows.filter(RunColumn::RuntimeEnvironmentId.eq(environment.as_str()));
     }
-    store.database.one(operation, read, &rows.into_query()).await
+    rows.into_query()
 }
 
 pub(super) async fn find_run_where<S: Schema>(
@@ -59,11 +68,12 @@ pub(super) async fn find_runs<S: Schema, P: Projection>(
     read: Read,
 ) -> Result<Vec<P>> {
     check(&query.filter).map_err(|kind| StoreError::new(operation, Some(S::RESIDENCY), kind))?;
-    if query.filter.matches_nothing() || query.limit == Some(0) {
+    let filter = query.filter.narrowed_to(S::RESIDENCY);
+    if filter.matches_nothing() || query.limit == Some(0) {
         return Ok(Vec::new());
     }
-    let mut rows: Select<S::TaskRun> = P::project(S::TaskRun::rows()).filter(condition(&query.filter));
-    let last = Order { by: OrderKey::Id, direction: Direction::Ascending };
+    let mut rows: Select<S::TaskRun> = P::project(S::TaskRun::rows()).filter(condition(&filter));
+    let last = tie_break(&query.order);
     for Order { by, direction } in query.order.iter().chain([&last]) {
         let direction = match direction {
             Direction::Ascending => sea_orm::Order::Asc,
@@ -83,7 +93,7 @@ pub(super) async fn find_runs_by_ids<S: Schema>(
 ) -> Result<HashMap<RunId, Run>> {
     let operation = "find_runs_by_ids";
     within("ids", ids.len()).map_err(|kind| StoreError::new(operation, Some(S::RESIDENCY), kind))?;
-    let mut ids = ids.to_vec();
+    let mut ids: Vec<RunId> = ids.iter().copied().filter(|id| id.residency() == S::RESIDENCY).collect();
     ids.sort_unstable();
     ids.dedup();
     let mut found = HashMap::with_capacity(ids.len());
@@ -103,7 +113,7 @@ pub(super) async fn find_runs_by_ids<S: Schema>(
 }
 
 /// What can be said against a filter before any SQL is sent.
-fn check(filter: &RunFilter) -> Result<(), ErrorKind> {
+pub(crate) fn check(filter: &RunFilter) -> Result<(), ErrorKind> {
     within("ids", filter.ids.as_ref().map_or(0, Vec::len))?;
     within("friendly_ids", filter.friendly_ids.as_ref().map_or(0, Vec::len))?;
     let texts = [
@@ -164,20 +174,20 @@ fn condition(filter: &RunFilter) -> Condition {
             }),
         )
         .add_option(equal(RunColumn::Queue, queue.as_deref()))
-        .add_option(created_from.map(|from| RunColumn::CreatedAt.gte(stamp(from))))
-        .add_option(created_before.map(|before| RunColumn::CreatedAt.lt(stamp(before))))
+        .add_option(created_from.map(|from| RunColumn::CreatedAt.gte(stamp_up(from))))
+        .add_option(created_before.map(|before| RunColumn::CreatedAt.lt(stamp_up(before))))
         .add_option(is_test.map(|is_test| RunColumn::IsTest.eq(is_test)))
 }
 
 /// One array parameter whatever the length: one statement text, no limit on parameters.
 fn any_of(column: RunColumn, values: Vec<String>) -> Expr {
-    column.into_expr().eq(Expr::cust_with_expr("ANY($1)", Expr::val(text_array(values))))
+    column.into_expr().eq(PgFunc::any(Expr::val(text_array(values))))
 }
 
 fn any_status(statuses: &[RunStatus]) -> Expr {
     let labels = statuses.iter().map(|status| status.to_value().value.into_owned()).collect();
     let labels = Expr::val(text_array(labels)).as_enum("task_run_status[]");
-    RunColumn::Status.into_expr().eq(Expr::cust_with_expr("ANY($1)", labels))
+    RunColumn::Status.into_expr().eq(PgFunc::any(labels))
 }
 
 fn text_array(values: Vec<String>) -> Value {

@@ -11,7 +11,7 @@ use crate::model::{
     EngineVersion, ExecutionStatus, Run, RunStatus, Snapshot, Waitpoint, WaitpointStatus, WaitpointType,
 };
 use crate::residency::{Residency, Routable};
-use crate::runs::{MAX_IDS, NewRun, Payload, SnapshotDetails};
+use crate::runs::{MAX_IDS, MAX_INDEXED_TEXT, NewRun, Payload, SnapshotDetails};
 
 type Checked = Result<(), ErrorKind>;
 
@@ -46,19 +46,23 @@ pub(super) fn check_new_run(store: Residency, run: &NewRun) -> Checked {
 }
 
 fn check_texts(run: &NewRun) -> Checked {
+    indexed("task_identifier", &run.task_identifier)?;
     required("task_identifier", &run.task_identifier)?;
     required("queue", &run.queue)?;
     required("worker_queue", &run.worker_queue)?;
     check_payload("payload", &run.payload)?;
     text("trace.trace_id", &run.trace.trace_id)?;
     text("trace.span_id", &run.trace.span_id)?;
+    indexed("trace.span_id", &run.trace.span_id)?;
     optional("trace.parent_span_id", run.trace.parent_span_id.as_deref())?;
+    indexed("trace.parent_span_id", run.trace.parent_span_id.as_deref().unwrap_or_default())?;
     json("trace.context", run.trace.context.as_ref())?;
     optional("region", run.region.as_deref())?;
     optional("concurrency_key", run.concurrency_key.as_deref())?;
     optional("ttl", run.ttl.as_deref())?;
     optional("machine_preset", run.machine_preset.as_deref())?;
     texts("tags", &run.tags)?;
+    run.tags.iter().try_for_each(|tag| indexed("tags", tag))?;
     if let Some(metadata) = &run.metadata {
         check_payload("metadata", metadata)?;
     }
@@ -67,10 +71,12 @@ fn check_texts(run: &NewRun) -> Checked {
     json("debounce", run.debounce.as_ref())?;
     if let Some(idempotency) = &run.idempotency {
         required("idempotency.key", &idempotency.key)?;
+        indexed("idempotency.key", &idempotency.key)?;
         json("idempotency.options", idempotency.options.as_ref())?;
     }
     if let Some(token) = &run.one_time_use_token {
         required("one_time_use_token", token)?;
+        indexed("one_time_use_token", token)?;
     }
     if let Some(schedule) = &run.schedule {
         text("schedule.schedule_id", &schedule.schedule_id)?;
@@ -120,6 +126,16 @@ pub(super) fn finite(field: &'static str, value: f64) -> Checked {
     if value.is_finite() { Ok(()) } else { Err(invalid(field, InputProblem::NotFinite)) }
 }
 
+/// Texts that an index holds. An entry has room for some 2,700 bytes; the unique key of a run is made of an id, a task and
+/// a key.
+fn indexed(field: &'static str, value: &str) -> Checked {
+    if value.len() > MAX_INDEXED_TEXT {
+        Err(invalid(field, InputProblem::TooLarge { limit: MAX_INDEXED_TEXT }))
+    } else {
+        Ok(())
+    }
+}
+
 fn required(field: &'static str, value: &str) -> Checked {
     if value.is_empty() { Err(invalid(field, InputProblem::Empty)) } else { text(field, value) }
 }
@@ -146,9 +162,39 @@ pub(super) fn stamp(at: DateTime<Utc>) -> DateTimeWithTimeZone {
     micros(at).fixed_offset()
 }
 
-/// An absent JSON value is NULL, not the JSON value `null`.
+/// The first moment that rows can hold at `at` or after it, for the bounds of a range.
+pub(super) fn stamp_up(at: DateTime<Utc>) -> DateTimeWithTimeZone {
+    let below = micros(at);
+    let up = if below < at { below + chrono::Duration::microseconds(1) } else { below };
+    up.fixed_offset()
+}
+
+/// A JSON value as rows hold it. An absent one is NULL, not the JSON value `null`.
 pub(super) fn present(value: Option<Json>) -> Option<Json> {
-    value.filter(|value| !value.is_null())
+    let mut value = value.filter(|value| !value.is_null())?;
+    as_read_back(&mut value);
+    Some(value)
+}
+
+/// PostgreSQL keeps numbers as decimals: one that is written with an exponent loses it, and comes back as an integer if
+/// it fits into one.
+fn as_read_back(value: &mut Json) {
+    match value {
+        Json::Number(number) => {
+            // Below that a whole number is written with a fraction, which stays.
+            let exponential = number.as_f64().filter(|float| number.is_f64() && float.abs() >= 1.0e16);
+            // `Display` writes all digits and no exponent.
+            let Some(digits) = exponential.map(|float| float.to_string()) else { return };
+            if let Ok(integer) = digits.parse::<i64>() {
+                *number = integer.into();
+            } else if let Ok(integer) = digits.parse::<u64>() {
+                *number = integer.into();
+            }
+        }
+        Json::Array(values) => values.iter_mut().for_each(as_read_back),
+        Json::Object(fields) => fields.values_mut().for_each(as_read_back),
+        Json::Null | Json::Bool(_) | Json::String(_) => (),
+    }
 }
 
 /// The row of a new run, with every column said. `status` and what belongs to it is the caller's.
@@ -314,7 +360,8 @@ pub(super) fn first_snapshot(
         previous_snapshot_id: None,
         run_id: run.id.clone(),
         run_status: run.status,
-        batch_id: run.batch_id.clone(),
+        // The column says which batch the run waits for, not which one it is a member of.
+        batch_id: None,
         attempt_number: run.attempt_number,
         environment_id: run.runtime_environment_id.clone(),
         environment_type: environment.kind,

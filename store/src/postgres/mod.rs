@@ -18,9 +18,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::clock::{Clock, SystemClock};
-use crate::error::{Entity, Result, StoreError};
+use crate::error::{Entity, ErrorKind, Result, StoreError};
 use crate::ids::{EnvironmentId, RunId};
-use crate::lifecycle::Transition;
+use crate::lifecycle::{Operation, Transition};
 use crate::model::{Run, RunSummary, Snapshot};
 use crate::read::Read;
 use crate::residency::Residency;
@@ -32,13 +32,14 @@ use crate::runs::{
 use crate::snapshots::Snapshots;
 
 pub(crate) use database::Database;
+pub(crate) use finds::check;
 pub(crate) use input::within;
 pub use schema::{ControlPlane, RunOps, Schema, Twin};
 
 /// The run store over one database, whose schema is `S`.
 ///
-/// It is the whole store of a single-database installation and one leg of a split one. Every method sends its
-/// statements to this database, whatever the id says; a run whose id belongs to another database is refused at birth.
+/// It is the whole store of a single-database installation and one leg of a split one. A run whose id belongs to another
+/// database is refused at birth and missing afterwards, without a statement: a stray copy here is never acted on.
 pub struct PgRunStore<S: Schema> {
     database: Database,
     clock: Arc<dyn Clock>,
@@ -56,10 +57,9 @@ impl<S: Schema> PgRunStore<S> {
         Self { clock, ..self }
     }
 
-    /// The database this store speaks to.
-    #[must_use]
-    pub fn residency(&self) -> Residency {
-        S::RESIDENCY
+    /// A refusal of the store's own.
+    fn refuse(&self, operation: Operation, kind: ErrorKind) -> StoreError {
+        StoreError::new(operation.name(), Some(S::RESIDENCY), kind)
     }
 }
 
@@ -72,6 +72,10 @@ impl<S: Schema> fmt::Debug for PgRunStore<S> {
 /// The table of contents: each operation has its body in the file of its kind.
 #[async_trait]
 impl<S: Schema> Runs for PgRunStore<S> {
+    fn residencies(&self) -> &[Residency] {
+        &[S::RESIDENCY]
+    }
+
     async fn create_run(&self, input: CreateRun) -> Result<CreateRunOutcome> {
         create::create_run(self, input).await
     }

@@ -5,8 +5,8 @@
 //! expression carries names only, and a row of either generation reads straight into the canonical model. What the two
 //! databases model differently is a function of [`Schema`].
 //!
-//! That the twins are identical is proved where the code is generated: it is not written if they differ, and the
-//! destructuring in `generated::parity` does not compile if they come to differ.
+//! That the twins are identical is proved three ways: the code is not generated if the tables differ, the destructuring in
+//! `generated::parity` does not compile if the models come to differ, and a test below compares tables and columns.
 
 use sea_orm::sea_query::{Expr, ExprTrait, InsertStatement, OnConflict, Query};
 use sea_orm::{ColumnTrait, EntityTrait, Insert, IntoActiveModel, QueryTrait, Select};
@@ -36,13 +36,36 @@ where
     }
 }
 
-impl<E, C> Twin<C> for E
-where
-    E: EntityTrait,
-    C: EntityTrait,
-    C::Model: IntoActiveModel<C::ActiveModel>,
-{
+/// States which entities are twins of the canonical ones.
+macro_rules! twins {
+    ($($table:ident),*) => {
+        $(
+            impl Twin<entities_control::$table::Entity> for entities_control::$table::Entity {}
+            impl Twin<entities_control::$table::Entity> for entities_runops::$table::Entity {}
+        )*
+
+        #[cfg(test)]
+        mod tests {
+            use super::*;
+            use sea_orm::{IdenStatic, Iterable};
+
+            #[test]
+            fn twins_have_the_same_table_and_columns() {
+                fn columns<E: EntityTrait>(entity: E) -> (String, Vec<(String, String)>) {
+                    let column = |column: E::Column| (column.as_str().to_owned(), format!("{:?}", column.def()));
+                    (entity.table_name().to_owned(), E::Column::iter().map(column).collect())
+                }
+                $(
+                    let canonical = columns(entities_control::$table::Entity);
+                    assert!(!canonical.1.is_empty());
+                    assert_eq!(canonical, columns(entities_runops::$table::Entity));
+                )*
+            }
+        }
+    };
 }
+
+twins!(task_run, task_run_execution_snapshot, waitpoint);
 
 /// One generation of the schema.
 pub trait Schema: sealed::Sealed + Send + Sync + 'static {

@@ -10,6 +10,7 @@ use crate::error::Result;
 use crate::ids::{EnvironmentId, RunId};
 use crate::model::{Snapshot, SnapshotColumn};
 use crate::read::Read;
+use crate::residency::Routable;
 
 pub(super) async fn find_latest<S: Schema>(
     store: &PgRunStore<S>,
@@ -17,6 +18,9 @@ pub(super) async fn find_latest<S: Schema>(
     environment: Option<&EnvironmentId>,
     read: Read,
 ) -> Result<Option<Snapshot>> {
+    if run.residency() != S::RESIDENCY {
+        return Ok(None);
+    }
     let mut query = newest_valid::<S>(Expr::val(run.as_str()));
     if let Some(environment) = environment {
         // All snapshots of a run carry the same environment, so this hides the run and never an older snapshot.

@@ -1,36 +1,43 @@
 //! The one shape of every transition of a run that exists: lock, read, decide, write, commit.
 //!
 //! 1. `BEGIN`.
-//! 2. The run row, `FOR UPDATE`. From here on nobody else changes the run or its snapshots.
+//! 2. The run row, `FOR NO KEY UPDATE`: as exclusive among transitions as `FOR UPDATE`, but rows that come to name the
+//!    run (children, edges, waitpoints) need not wait, for no transition changes its key. From here on nobody else
+//!    changes the run or its snapshots.
 //! 3. The current snapshot, in a statement of its own: a statement that had waited for the lock would still see the
 //!    snapshots of the moment it began to wait. Two writers that compared snapshots inside the locking statement would
 //!    both pass.
-//! 4. Run, snapshot and links, in one data-modifying statement.
+//! 4. Run, snapshot and links, in one data-modifying statement, whose text is fixed for each operation.
 //! 5. `COMMIT`.
 //!
 //! What an operation does is a function from the [`Current`] state to a [`Decision`]; it does no I/O.
+//!
+//! A caller that does not know whether its call went through (its process died, or the connection broke during the commit)
+//! repeats it with the same snapshot id: if that is the run's current snapshot and follows the one the caller acted on,
+//! the first call was committed, and the same answer is given again, effects included.
 
 use sea_orm::prelude::DateTimeWithTimeZone;
 use sea_orm::sea_query::{
-    CommonTableExpression, Expr, ExprTrait, Order as SqlOrder, Query, SelectStatement, UpdateStatement, WithClause,
-    WithQuery,
+    CommonTableExpression, Expr, ExprTrait, LockType, Order as SqlOrder, Query, SelectStatement, UpdateStatement,
+    WithClause, WithQuery,
 };
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, DbBackend, EntityTrait, FromQueryResult, IntoActiveModel, Iterable, QueryFilter,
-    QuerySelect, QueryTrait,
+    ColumnTrait, DbBackend, FromQueryResult, IdenStatic, Iterable, ModelTrait, QueryFilter, QuerySelect, QueryTrait,
 };
 
 use super::PgRunStore;
 use super::database::Unit;
 use super::input::{check_snapshot, stamp};
 use super::schema::{Schema, Twin};
-use crate::error::{Entity, ErrorKind, Result, StoreError};
+use crate::error::{Entity, ErrorKind, Result};
 use crate::ids::{RunId, SnapshotId, WaitpointId};
-use crate::lifecycle::{Effect, Event, Operation, Transition};
+use crate::lifecycle::{Effect, Event, Operation, Transition, in_order};
 use crate::model::{
-    EngineVersion, ExecutionStatus, Run, RunColumn, RunEntity, RunStatus, Snapshot, SnapshotColumn, WaitpointColumn,
-    WaitpointStatus,
+    EngineVersion, ExecutionStatus, Run, RunColumn, RunStatus, Snapshot, SnapshotColumn, WaitpointColumn,
+    WaitpointStatus, is_final,
 };
+use crate::read::Token;
+use crate::residency::Routable;
 use crate::runs::SnapshotDetails;
 
 /// What an operation decides by, read under the run's lock on the primary.
@@ -45,6 +52,8 @@ pub(super) struct Current {
     pub(super) next_snapshot: SnapshotId,
     /// The present.
     pub(super) now: DateTimeWithTimeZone,
+    /// The change was committed by an earlier call: `run` is changed already, and only the effects are asked for.
+    pub(super) is_repeat: bool,
 }
 
 impl Current {
@@ -58,16 +67,22 @@ impl Current {
 pub(super) enum Decision<T> {
     /// Change the run and write a snapshot.
     Become(Box<Next>),
-    /// Change the run, `updated_at` included; its state stays.
-    Touch(Box<Run>, T),
+    /// Change the run's bulk actions, `updated_at` included; its state stays.
+    Touch(Box<Run>, Answer<T>),
     /// Leave everything as it is.
-    Leave(T),
+    Leave(Answer<T>),
 }
+
+/// The answer of an operation that leaves the state as it is, once the token is known.
+pub(super) type Answer<T> = Box<dyn FnOnce(Token) -> T + Send>;
 
 /// The run after the transition.
 pub(super) struct Next {
     /// The changed row. `updated_at` is stamped by the transition.
     pub(super) run: Run,
+    /// The columns that the operation may change, besides `updated_at`: always all of them are written, so that the
+    /// statement has one text.
+    pub(super) columns: &'static [RunColumn],
     /// The state of the new snapshot.
     pub(super) state: ExecutionStatus,
     /// What the new snapshot says if the caller gave no description.
@@ -78,7 +93,7 @@ pub(super) struct Next {
     pub(super) effects: Vec<Effect>,
 }
 
-/// What the new snapshot takes over from the previous one, besides the run's identity.
+/// What the new snapshot takes over from the previous one, besides environment, project and organization.
 #[derive(Clone, Copy)]
 pub(super) enum Carry {
     /// Batch, checkpoint and completed waitpoints: the run goes to a worker that will restore it.
@@ -104,68 +119,89 @@ pub(super) async fn transition<S: Schema, T>(
     id: &RunId,
     from: Option<&SnapshotId>,
     details: SnapshotDetails,
-    decide: impl FnOnce(Current) -> Result<Decision<T>, ErrorKind>,
+    decide: impl FnOnce(Current) -> Result<Decision<T>, ErrorKind> + Send,
 ) -> Result<Done<T>> {
-    check_snapshot(&details).map_err(|kind| StoreError::new(operation.name(), Some(S::RESIDENCY), kind))?;
+    check_snapshot(&details).map_err(|kind| store.refuse(operation, kind))?;
+    if id.residency() != S::RESIDENCY {
+        return Err(store.refuse(operation, ErrorKind::NotFound(Entity::Run)));
+    }
     let unit = store.database.begin(operation.name()).await?;
     let Some(run) = lock_run::<S>(&unit, id).await? else {
-        unit.roll_back().await?;
-        return Err(StoreError::not_found(operation.name(), Some(S::RESIDENCY), Entity::Run));
+        unit.abandon().await;
+        return Err(store.refuse(operation, ErrorKind::NotFound(Entity::Run)));
     };
     let (snapshot, waitpoint) = current_snapshot::<S>(&unit, id).await?.unzip();
-    let before = run.clone();
-    let previous = snapshot.clone();
-    let current = Current {
-        run,
-        snapshot,
-        waitpoint: waitpoint.flatten(),
-        next_snapshot: details.id.clone().unwrap_or_else(SnapshotId::mint),
-        now: stamp(store.clock.now()),
-    };
-    let next_snapshot = current.next_snapshot.clone();
-    let now = current.now;
+    let is_repeat = from.is_some_and(|from| is_own_write(&details, from, snapshot.as_ref()));
+    if let Some(from) = from
+        && !is_repeat
+        && let Err(stale) = expect_snapshot(from, snapshot.as_ref())
+    {
+        unit.abandon().await;
+        return Err(store.refuse(operation, stale));
+    }
 
-    let decision = match from {
-        Some(from) => expect_snapshot(from, previous.as_ref()).and_then(|()| decide(current)),
-        None => decide(current),
-    };
+    let now = stamp(store.clock.now());
+    let next_snapshot = details.id.clone().unwrap_or_else(SnapshotId::mint);
+    let status = run.status;
+    let state = snapshot.as_ref().map(|snapshot| snapshot.execution_status);
+    let before = (is_repeat || cfg!(debug_assertions)).then(|| run.clone());
+    let previous = snapshot.clone();
+    let waitpoint = waitpoint.flatten();
+    let decision = decide(Current { run, snapshot, waitpoint, next_snapshot: next_snapshot.clone(), now, is_repeat });
     match decision {
         Err(kind) => {
-            let refused = unit.refuse(kind);
-            unit.roll_back().await?;
-            Err(refused)
+            unit.abandon().await;
+            Err(store.refuse(operation, kind))
         }
         Ok(Decision::Leave(answer)) => {
-            unit.roll_back().await?;
-            Ok(Done::Stayed(answer))
+            unit.abandon().await;
+            Ok(Done::Stayed(answer(store.database.token())))
         }
         Ok(Decision::Touch(run, answer)) => {
-            unit.execute(&update_changed::<S>(&before, &run)).await?;
-            unit.commit().await?;
-            Ok(Done::Stayed(answer))
+            unit.execute(&update::<S>(before.as_ref(), &run, &[RunColumn::BulkActionGroupIds])).await?;
+            let token = unit.commit().await?;
+            Ok(Done::Stayed(answer(token)))
         }
         Ok(Decision::Become(next)) => {
-            let Next { mut run, state, description, carry, mut effects } = *next;
-            let from = previous.as_ref().map(|snapshot| snapshot.execution_status);
-            let Some(previous) = previous.filter(|_| operation.may_take(from, state)) else {
-                let refused = unit.refuse(illegal(operation, &before, from));
-                unit.roll_back().await?;
-                return Err(refused);
+            let Next { mut run, columns, state: to, description, carry, mut effects } = *next;
+            effects.push(Effect::Emit(Event::SnapshotCreated { run: *id, snapshot: next_snapshot.clone(), state: to }));
+            in_order(&mut effects);
+            if let (true, Some(stored)) = (is_repeat, &before) {
+                unit.abandon().await;
+                let token = store.database.token();
+                let stored = Transition { value: stored.clone(), snapshot: previous, effects, token };
+                return Ok(Done::Became(Box::new(stored)));
+            }
+            let legal = may_take(operation, status, state, to);
+            let Some(previous) = previous.filter(|_| legal) else {
+                unit.abandon().await;
+                return Err(store.refuse(operation, ErrorKind::IllegalTransition { operation, from: state, status }));
             };
             run.updated_at = now;
-            let snapshot = next_row(&run, &previous, next_snapshot.clone(), state, description, carry, details, now);
-            let write = write_together::<S>(&before, &run, &previous, &snapshot, carry);
-            unit.execute(&write).await?;
+            let snapshot = next_row(&run, &previous, next_snapshot, to, description, carry, details, now);
+            let update = update::<S>(before.as_ref(), &run, columns);
+            unit.execute(&write_together::<S>(update, &previous, &snapshot, carry)).await?;
             let token = unit.commit().await?;
-            effects.push(Effect::Emit(Event::SnapshotCreated { run: *id, snapshot: next_snapshot, state }));
             Ok(Done::Became(Box::new(Transition { value: run, snapshot: Some(snapshot), effects, token })))
         }
     }
 }
 
-/// The refusal of an operation in a state that it may not leave.
-pub(super) fn illegal(operation: Operation, run: &Run, from: Option<ExecutionStatus>) -> ErrorKind {
-    ErrorKind::IllegalTransition { operation, from, status: run.status }
+/// Whether the table of transitions allows it, and the run is not over: a run can be over without a snapshot that says
+/// so, if it was expired in bulk by a system that wrote none.
+fn may_take(operation: Operation, status: RunStatus, from: Option<ExecutionStatus>, to: ExecutionStatus) -> bool {
+    let is_over = is_final(status) && from != Some(ExecutionStatus::PendingCancel);
+    !is_over && operation.may_take(from, to)
+}
+
+/// Whether the current snapshot is the one that an earlier, identical call has written.
+fn is_own_write(details: &SnapshotDetails, from: &SnapshotId, current: Option<&Snapshot>) -> bool {
+    match (&details.id, current) {
+        (Some(minted), Some(current)) => {
+            current.id == minted.as_str() && current.previous_snapshot_id.as_deref() == Some(from.as_str())
+        }
+        (None, _) | (_, None) => false,
+    }
 }
 
 fn expect_snapshot(from: &SnapshotId, current: Option<&Snapshot>) -> Result<(), ErrorKind> {
@@ -179,7 +215,7 @@ fn expect_snapshot(from: &SnapshotId, current: Option<&Snapshot>) -> Result<(), 
 }
 
 async fn lock_run<S: Schema>(unit: &Unit<'_>, id: &RunId) -> Result<Option<Run>> {
-    let query = S::TaskRun::rows().filter(RunColumn::Id.eq(id.as_str())).lock_exclusive().into_query();
+    let query = S::TaskRun::rows().filter(RunColumn::Id.eq(id.as_str())).lock(LockType::NoKeyUpdate).into_query();
     Ok(unit.all::<Run>(&query).await?.into_iter().next())
 }
 
@@ -252,8 +288,8 @@ fn next_row(
         organization_id: previous.organization_id.clone(),
         completed_waitpoint_order: if waitpoints { previous.completed_waitpoint_order.clone() } else { Vec::new() },
         checkpoint_id: previous.checkpoint_id.clone().filter(|_| checkpoint),
-        worker_id: details.worker_id.or_else(|| previous.worker_id.clone()),
-        runner_id: details.runner_id.or_else(|| previous.runner_id.clone()),
+        worker_id: details.worker_id,
+        runner_id: details.runner_id,
         created_at: Ord::max(now, after_previous),
         updated_at: now,
         last_heartbeat_at: None,
@@ -263,14 +299,13 @@ fn next_row(
 
 /// Run, snapshot and links in one statement.
 fn write_together<S: Schema>(
-    before: &Run,
-    after: &Run,
+    update: UpdateStatement,
     previous: &Snapshot,
     snapshot: &Snapshot,
     carry: Carry,
 ) -> WithQuery {
     let mut with = WithClause::new();
-    with.cte(CommonTableExpression::new().table_name("run").query(update_changed::<S>(before, after)).to_owned());
+    with.cte(CommonTableExpression::new().table_name("run").query(update).to_owned());
     let insert = S::Snapshot::insert_row(snapshot.clone());
     with.cte(CommonTableExpression::new().table_name("snapshot").query(insert).to_owned());
     match carry {
@@ -284,18 +319,24 @@ fn write_together<S: Schema>(
     Query::select().expr(Expr::val(1).cast_as("integer")).to_owned().with(with)
 }
 
-/// Writes the columns in which the rows differ, so that the returned row and the stored one cannot.
-fn update_changed<S: Schema>(before: &Run, after: &Run) -> UpdateStatement {
-    let old = before.clone().into_active_model();
-    let new = after.clone().into_active_model();
+/// Writes `columns` and `updated_at` of the row.
+///
+/// `before` is there in debug builds, to see that nothing else has changed: the returned row would not be the stored one.
+fn update<S: Schema>(before: Option<&Run>, after: &Run, columns: &[RunColumn]) -> UpdateStatement {
+    let written = || columns.iter().chain([&RunColumn::UpdatedAt]);
+    if let Some(before) = before {
+        for column in RunColumn::iter() {
+            debug_assert!(
+                before.get(column) == after.get(column) || written().any(|name| name.as_str() == column.as_str()),
+                "{} was changed but is not written; add it to the operation's columns",
+                column.as_str(),
+            );
+        }
+    }
     let mut update = Query::update();
     update.table(S::TaskRun::default());
-    for column in <RunEntity as EntityTrait>::Column::iter() {
-        if let (Some(old), Some(new)) = (old.get(column).into_value(), new.get(column).into_value())
-            && old != new
-        {
-            update.value(column, column.save_as(Expr::val(new)));
-        }
+    for column in written() {
+        update.value(*column, column.save_as(Expr::val(after.get(*column))));
     }
     update.and_where(RunColumn::Id.eq(after.id.as_str()));
     update

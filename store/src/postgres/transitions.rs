@@ -3,13 +3,15 @@
 use super::PgRunStore;
 use super::input::{check_payload, finite, json, optional, present, stamp, text};
 use super::schema::Schema;
-use super::transition::{Carry, Current, Decision, Done, Next, illegal, transition};
-use crate::error::{ErrorKind, Result, StoreError};
-use crate::ids::{RunId, SnapshotId};
+use super::transition::{Carry, Current, Decision, Done, Next, transition};
+use crate::error::{ErrorKind, Result};
+use crate::ids::{BatchId, RunId, SnapshotId, WaitpointId};
 use crate::lifecycle::{Effect, Event, Job, Operation, Transition, WaitpointOutput, is_with_a_worker};
-use crate::model::{ExecutionStatus, Run, RunReferences, RunStatus};
+use crate::model::{ExecutionStatus, Run, RunColumn, RunReferences, RunStatus, is_final};
+use crate::residency::UnclassifiableId;
 use crate::runs::{
-    CancelRun, CancelRunOutcome, CompleteAttemptSuccess, FailRunPermanently, LockRunToWorker, StartAttempt, Usage,
+    CancelRun, CancelRunOutcome, CompleteAttemptSuccess, FailRunPermanently, LockRunToWorker, Payload, StartAttempt,
+    Usage,
 };
 
 pub(super) async fn lock_run_to_worker<S: Schema>(
@@ -39,7 +41,7 @@ pub(super) async fn lock_run_to_worker<S: Schema>(
         .and_then(|()| text("machine_preset", &machine_preset))
         .and_then(|()| json("retry_config", retry_config.as_ref()))
         .and_then(|()| finite("base_cost_in_cents", base_cost_in_cents))
-        .map_err(|kind| refuse::<S>(operation, kind))?;
+        .map_err(|kind| store.refuse(operation, kind))?;
 
     let done = transition(store, operation, id, Some(&from), snapshot, |current| {
         let Current { mut run, now, .. } = current;
@@ -59,6 +61,22 @@ pub(super) async fn lock_run_to_worker<S: Schema>(
         run.locked_retry_config = present(retry_config).or(run.locked_retry_config);
         become_(Next {
             run,
+            columns: &[
+                RunColumn::Status,
+                RunColumn::LockedAt,
+                RunColumn::LockedById,
+                RunColumn::LockedToVersionId,
+                RunColumn::LockedQueueId,
+                RunColumn::TaskVersion,
+                RunColumn::StartedAt,
+                RunColumn::MachinePreset,
+                RunColumn::BaseCostInCents,
+                RunColumn::SdkVersion,
+                RunColumn::CliVersion,
+                RunColumn::MaxDurationInSeconds,
+                RunColumn::MaxAttempts,
+                RunColumn::LockedRetryConfig,
+            ],
             state: ExecutionStatus::PendingExecuting,
             description: "Run was dequeued for execution",
             carry: Carry::Everything,
@@ -75,17 +93,19 @@ pub(super) async fn start_attempt<S: Schema>(
 ) -> Result<Transition<Run>> {
     let StartAttempt { from, is_warm_start, snapshot } = input;
     let done = transition(store, Operation::StartAttempt, id, Some(&from), snapshot, |current| {
-        let Current { mut run, now, .. } = current;
+        let Current { mut run, now, is_repeat, .. } = current;
         if run.locked_by_id.is_none() {
             return Err(ErrorKind::NotLocked);
         }
-        let attempt = run.attempt_number.unwrap_or(0).saturating_add(1);
+        let made = run.attempt_number.unwrap_or(0);
+        let attempt = if is_repeat { made } else { made.saturating_add(1) };
         run.status = RunStatus::Executing;
         run.attempt_number = Some(attempt);
         run.executed_at.get_or_insert(now);
         run.is_warm_start = is_warm_start.or(run.is_warm_start);
         become_(Next {
             run,
+            columns: &[RunColumn::Status, RunColumn::AttemptNumber, RunColumn::ExecutedAt, RunColumn::IsWarmStart],
             state: ExecutionStatus::Executing,
             description: "Attempt started",
             carry: Carry::BatchAndWaitpoints,
@@ -109,21 +129,32 @@ pub(super) async fn complete_attempt_success<S: Schema>(
         .as_ref()
         .map_or(Ok(()), |output| check_payload("output", output))
         .and_then(|()| finite("usage.cost_in_cents", usage.cost_in_cents))
-        .map_err(|kind| refuse::<S>(operation, kind))?;
+        .map_err(|kind| store.refuse(operation, kind))?;
 
     let done = transition(store, operation, id, Some(&from), snapshot, |current| {
         let mut run = current.run.clone();
         run.status = RunStatus::CompletedSuccessfully;
         run.completed_at = Some(stamp(completed_at));
         add_usage(&mut run, usage);
+        // A worker that was asked to stop may be done first; the reason for stopping it has lapsed.
+        run.error = None;
         let result = WaitpointOutput::success(output.as_ref());
         if let Some(output) = output {
             run.output = Some(output.data);
             run.output_type = output.data_type;
         }
-        let effects = ending(id, &current, &run, false, result)?;
+        let effects = ending(id, &current, &run, false, result);
         become_(Next {
             run,
+            columns: &[
+                RunColumn::Status,
+                RunColumn::CompletedAt,
+                RunColumn::UsageDurationMs,
+                RunColumn::CostInCents,
+                RunColumn::Error,
+                RunColumn::Output,
+                RunColumn::OutputType,
+            ],
             state: ExecutionStatus::Finished,
             description: "Task completed successfully",
             carry: Carry::Nothing,
@@ -142,17 +173,24 @@ pub(super) async fn fail_run_permanently<S: Schema>(
     let FailRunPermanently { from, status, error, completed_at, usage, snapshot } = input;
     json("error", Some(&error))
         .and_then(|()| finite("usage.cost_in_cents", usage.cost_in_cents))
-        .map_err(|kind| refuse::<S>(operation, kind))?;
+        .map_err(|kind| store.refuse(operation, kind))?;
 
     let done = transition(store, operation, id, Some(&from), snapshot, |current| {
         let mut run = current.run.clone();
         run.status = status.into();
         run.completed_at = Some(stamp(completed_at));
         add_usage(&mut run, usage);
-        let effects = ending(id, &current, &run, true, WaitpointOutput::failure(&error))?;
+        let effects = ending(id, &current, &run, true, WaitpointOutput::failure(&error));
         run.error = present(Some(error));
         become_(Next {
             run,
+            columns: &[
+                RunColumn::Status,
+                RunColumn::CompletedAt,
+                RunColumn::UsageDurationMs,
+                RunColumn::CostInCents,
+                RunColumn::Error,
+            ],
             state: ExecutionStatus::Finished,
             description: "Run failed",
             carry: Carry::Nothing,
@@ -172,57 +210,57 @@ pub(super) async fn cancel_run<S: Schema>(
     json("error", Some(&error))
         .and_then(|()| optional("bulk_action_id", bulk_action_id.as_deref()))
         .and_then(|()| finite("usage.cost_in_cents", usage.cost_in_cents))
-        .map_err(|kind| refuse::<S>(operation, kind))?;
+        .map_err(|kind| store.refuse(operation, kind))?;
 
-    let token = store.database.token();
     let done = transition(store, operation, id, None, snapshot, |current| {
         let mut run = current.run.clone();
         if let Some(bulk_action) = bulk_action_id {
             run.bulk_action_group_ids.push(bulk_action);
             run.updated_at = current.now;
         }
-        let Some(state) = current.state() else {
-            return Err(illegal(operation, &run, None));
-        };
-        if state == ExecutionStatus::Finished {
-            let unchanged = run == current.run;
-            let answer = CancelRunOutcome::AlreadyFinished(Box::new(run.clone()));
-            return Ok(if unchanged { Decision::Leave(answer) } else { Decision::Touch(Box::new(run), answer) });
+        let state = current.state();
+        let was_asked = state == Some(ExecutionStatus::PendingCancel);
+        if state == Some(ExecutionStatus::Finished) || (is_final(run.status) && !was_asked) {
+            let effects = wake_ups(id, &current);
+            return Ok(stay(run, current, effects, CancelRunOutcome::AlreadyFinished));
         }
-        if state == ExecutionStatus::PendingCancel && !finalize {
-            return Ok(ask_again(id, current, run, token));
+        if was_asked && !finalize {
+            let effects = current.snapshot.iter().map(|snapshot| notify(id, &snapshot.id, snapshot.execution_status));
+            let effects = effects.collect();
+            return Ok(stay(run, current, effects, CancelRunOutcome::Requested));
         }
 
         run.status = RunStatus::Canceled;
         add_usage(&mut run, usage);
-        if is_with_a_worker(state) && !finalize {
-            run.error = present(Some(error));
+        let output = WaitpointOutput::failure(&error);
+        run.error = present(Some(error)).or(run.error);
+        let (to, description, effects) = if state.is_some_and(is_with_a_worker) && !finalize {
             let effects = vec![
                 Effect::Ack { run: *id, also_from_worker_queue: true },
-                Effect::NotifyWorker {
-                    run: *id,
-                    snapshot: current.next_snapshot,
-                    state: ExecutionStatus::PendingCancel,
-                },
+                notify(id, current.next_snapshot.as_str(), ExecutionStatus::PendingCancel),
             ];
-            return become_(Next {
-                run,
-                state: ExecutionStatus::PendingCancel,
-                description: "Cancellation was asked for",
-                carry: Carry::Nothing,
-                effects,
-            });
-        }
-        run.completed_at = Some(stamp(completed_at));
-        let mut effects = ending(id, &current, &run, true, WaitpointOutput::failure(&error))?;
-        if state == ExecutionStatus::Delayed {
-            effects.push(Effect::Disarm(Job::EnqueueDelayed(*id)));
-        }
-        run.error = present(Some(error));
+            (ExecutionStatus::PendingCancel, "Cancellation was asked for", effects)
+        } else {
+            run.completed_at = Some(stamp(completed_at));
+            let mut effects = ending(id, &current, &run, true, output);
+            effects.push(Effect::CancelChildren { of: *id });
+            if state == Some(ExecutionStatus::Delayed) {
+                effects.push(Effect::Disarm(Job::EnqueueDelayed(*id)));
+            }
+            (ExecutionStatus::Finished, "Run was cancelled", effects)
+        };
         become_(Next {
             run,
-            state: ExecutionStatus::Finished,
-            description: "Run was cancelled",
+            columns: &[
+                RunColumn::Status,
+                RunColumn::CompletedAt,
+                RunColumn::UsageDurationMs,
+                RunColumn::CostInCents,
+                RunColumn::Error,
+                RunColumn::BulkActionGroupIds,
+            ],
+            state: to,
+            description,
             carry: Carry::Nothing,
             effects,
         })
@@ -234,42 +272,71 @@ pub(super) async fn cancel_run<S: Schema>(
     })
 }
 
-/// The worker was asked before: ask it again, and remember a further bulk action.
-fn ask_again(id: &RunId, current: Current, run: Run, token: crate::read::Token) -> Decision<CancelRunOutcome> {
-    let effects = current.snapshot.iter().map(|snapshot| Effect::NotifyWorker {
-        run: *id,
-        snapshot: SnapshotId::stored(&snapshot.id),
-        state: snapshot.execution_status,
-    });
-    let effects = effects.collect();
-    let unchanged = run == current.run;
-    let transition = Transition { value: run.clone(), snapshot: current.snapshot, effects, token };
-    let answer = CancelRunOutcome::Requested(Box::new(transition));
-    if unchanged { Decision::Leave(answer) } else { Decision::Touch(Box::new(run), answer) }
+/// Leaves the run in its state, but for a bulk action that `run` may have gained.
+fn stay(
+    run: Run,
+    current: Current,
+    effects: Vec<Effect>,
+    outcome: fn(Box<Transition<Run>>) -> CancelRunOutcome,
+) -> Decision<CancelRunOutcome> {
+    let Current { run: before, snapshot, .. } = current;
+    let is_changed = run.updated_at != before.updated_at;
+    let value = run.clone();
+    let answer = Box::new(move |token| outcome(Box::new(Transition { value, snapshot, effects, token })));
+    if is_changed { Decision::Touch(Box::new(run), answer) } else { Decision::Leave(answer) }
+}
+
+fn notify(id: &RunId, snapshot: &str, state: ExecutionStatus) -> Effect {
+    Effect::NotifyWorker { run: *id, snapshot: SnapshotId::stored(snapshot), state }
 }
 
 fn is_pending_cancel(transition: &Transition<Run>) -> bool {
     transition.snapshot.as_ref().is_some_and(|snapshot| snapshot.execution_status == ExecutionStatus::PendingCancel)
 }
 
-/// The effects of every end of a run: queue, waitpoint, events, batch, timers, in this order.
+/// The effects of every end of a run.
 pub(super) fn ending(
     id: &RunId,
     current: &Current,
     run: &Run,
     also_from_worker_queue: bool,
     output: WaitpointOutput,
-) -> Result<Vec<Effect>, ErrorKind> {
+) -> Vec<Effect> {
     let mut effects = vec![Effect::Ack { run: *id, also_from_worker_queue }];
-    if let Some(waitpoint) = &current.waitpoint {
-        effects.push(Effect::CompleteWaitpoint { id: waitpoint.clone(), output });
-    }
+    effects.extend(completed(id, current.waitpoint.clone(), output));
     effects.push(Effect::Emit(Event::RunFinished { run: *id, status: run.status }));
-    if let Some(batch) = run.batch_id()? {
-        effects.push(Effect::TryCompleteBatch { batch });
-    }
+    effects.extend(member_ended(id, run.batch_id()));
     effects.push(Effect::Disarm(Job::Heartbeat(*id)));
-    Ok(effects)
+    effects
+}
+
+/// What has to be done again where a run turns out to be over already: whoever ended it may have died before it told those
+/// who wait.
+pub(super) fn wake_ups(id: &RunId, current: &Current) -> Vec<Effect> {
+    let run = &current.run;
+    let output = match &run.error {
+        Some(error) => WaitpointOutput::failure(error),
+        None => WaitpointOutput::success(
+            run.output.clone().map(|data| Payload { data, data_type: run.output_type.clone() }).as_ref(),
+        ),
+    };
+    let waitpoint = completed(id, current.waitpoint.clone(), output);
+    waitpoint.into_iter().chain(member_ended(id, run.batch_id())).collect()
+}
+
+pub(super) fn completed(id: &RunId, waitpoint: Option<WaitpointId>, output: WaitpointOutput) -> Option<Effect> {
+    waitpoint.map(|waitpoint| Effect::CompleteWaitpoint { id: waitpoint, beside: *id, output })
+}
+
+/// The run of a batch is over. A stored text that is no batch id must not keep the run from ending.
+pub(super) fn member_ended(id: &RunId, batch: Result<Option<BatchId>, UnclassifiableId>) -> Option<Effect> {
+    match batch {
+        Ok(batch) => batch.map(|batch| Effect::TryCompleteBatch { batch }),
+        Err(fault) => {
+            tracing::warn!(run.id = %id, %fault, "the run names a batch by a text that is no batch id; it is not told");
+            None
+        }
+    }
 }
 
 /// Adds what an attempt used up; the milliseconds stop at the column's greatest value.
@@ -289,8 +356,4 @@ fn changed(done: Done<std::convert::Infallible>) -> Result<Transition<Run>> {
         Done::Became(transition) => Ok(*transition),
         Done::Stayed(never) => match never {},
     }
-}
-
-fn refuse<S: Schema>(operation: Operation, kind: ErrorKind) -> StoreError {
-    StoreError::new(operation.name(), Some(S::RESIDENCY), kind)
 }

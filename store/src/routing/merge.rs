@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use crate::lifecycle::in_order;
 use crate::projection::{Projection, compare};
 use crate::runs::{BatchExpiry, FindRuns};
 
@@ -23,11 +24,8 @@ pub(super) fn page<P: Projection>(query: &FindRuns, answers: Vec<Vec<P>>) -> Vec
 
 /// All that was expired, everywhere.
 pub(super) fn expiries(answers: Vec<BatchExpiry>) -> BatchExpiry {
-    answers.into_iter().fold(BatchExpiry::default(), |mut sum, answer| {
-        sum.expired.extend(answer.expired);
-        sum.skipped.extend(answer.skipped);
-        sum.effects.extend(answer.effects);
-        sum.tokens.extend(answer.tokens);
-        sum
-    })
+    let mut sum = BatchExpiry::default();
+    answers.into_iter().for_each(|answer| sum.absorb(answer));
+    in_order(&mut sum.effects);
+    sum
 }

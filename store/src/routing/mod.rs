@@ -18,7 +18,7 @@ use crate::error::{Entity, Result, StoreError};
 use crate::ids::{EnvironmentId, RunId};
 use crate::lifecycle::Transition;
 use crate::model::{Run, RunSummary, Snapshot};
-use crate::postgres::within;
+use crate::postgres::{check, within};
 use crate::read::Read;
 use crate::residency::{Residency, Routable};
 use crate::runs::{
@@ -27,6 +27,7 @@ use crate::runs::{
     Runs, StartAttempt,
 };
 use crate::snapshots::Snapshots;
+use crate::topology::TopologyError;
 
 pub use route::{Policy, Route};
 
@@ -44,21 +45,28 @@ struct Leg {
 }
 
 impl RoutingRunStore {
-    /// A store over `members`, one for each database of the policy.
+    /// A store over `members`, whose precedence is `policy`'s.
     ///
-    /// The members must be different databases; if two were the same, sums would count twice. [`connect`] proves it
+    /// The members must be different databases; if two were the same, lists would be read twice. [`connect`] proves it
     /// before it builds one of these.
     ///
+    /// # Errors
+    /// [`TopologyError::MissingMember`] if there is no member for a residency, or more than one.
+    ///
     /// [`connect`]: crate::topology::connect
-    #[must_use]
-    pub(crate) fn new(members: Vec<(Residency, Arc<dyn RunStore>)>) -> Self {
+    pub fn new(policy: Policy, members: Vec<(Residency, Arc<dyn RunStore>)>) -> Result<Self, TopologyError> {
         let mut legs: Vec<Leg> = members.into_iter().map(|(residency, store)| Leg { residency, store }).collect();
-        legs.sort_by_key(|leg| Policy::DEFAULT.rank(leg.residency));
-        Self { legs }
+        for residency in Residency::ALL {
+            if legs.iter().filter(|leg| leg.residency == residency).count() != 1 {
+                return Err(TopologyError::MissingMember(residency));
+            }
+        }
+        legs.sort_by_key(|leg| policy.rank(leg.residency));
+        Ok(Self { legs })
     }
 
     /// The store that owns rows of `residency`.
-    #[expect(clippy::expect_used, reason = "`new` is given a store for every residency")]
+    #[expect(clippy::expect_used, reason = "`new` refuses to build a store without one for every residency")]
     fn owner(&self, residency: Residency) -> &dyn RunStore {
         let leg = self.legs.iter().find(|leg| leg.residency == residency);
         leg.expect("there is a store for every residency").store.as_ref()
@@ -90,6 +98,10 @@ impl fmt::Debug for RoutingRunStore {
 
 #[async_trait]
 impl Runs for RoutingRunStore {
+    fn residencies(&self) -> &[Residency] {
+        &Residency::ALL
+    }
+
     async fn create_run(&self, input: CreateRun) -> Result<CreateRunOutcome> {
         self.owner_of(&input.run.id).create_run(input).await
     }
@@ -142,12 +154,17 @@ impl Runs for RoutingRunStore {
     }
 
     async fn get_run(&self, lookup: RunLookup, read: Read) -> Result<Run> {
-        let route = route::of_lookup(&lookup);
-        let run = self.find_run(lookup, read).await?;
-        run.ok_or_else(|| StoreError::not_found("get_run", route.single(), Entity::Run))
+        match route::of_lookup(&lookup) {
+            Route::Owner(owner) => self.owner(owner).get_run(lookup, read).await,
+            Route::Everywhere => {
+                let run = self.find_run(lookup, read).await?;
+                run.ok_or_else(|| StoreError::not_found("get_run", None, Entity::Run))
+            }
+        }
     }
 
     async fn find_run_where(&self, filter: &RunFilter, read: Read) -> Result<Option<Run>> {
+        check(filter).map_err(|kind| StoreError::new("find_run_where", None, kind))?;
         let parts = route::parts(filter);
         let asked = self.legs_of(&parts).map(|(leg, filter)| leg.store.find_run_where(filter, read));
         Ok(merge::first(try_join_all(asked).await?))
@@ -159,13 +176,15 @@ impl Runs for RoutingRunStore {
     }
 
     async fn find_runs(&self, query: &FindRuns, read: Read) -> Result<Vec<Run>> {
-        let queries = route::queries("find_runs", query)?;
+        check(&query.filter).map_err(|kind| StoreError::new("find_runs", None, kind))?;
+        let queries = route::queries(query);
         let asked = self.legs_of(&queries).map(|(leg, query)| leg.store.find_runs(query, read));
         Ok(merge::page(query, try_join_all(asked).await?))
     }
 
     async fn find_run_summaries(&self, query: &FindRuns, read: Read) -> Result<Vec<RunSummary>> {
-        let queries = route::queries("find_run_summaries", query)?;
+        check(&query.filter).map_err(|kind| StoreError::new("find_run_summaries", None, kind))?;
+        let queries = route::queries(query);
         let asked = self.legs_of(&queries).map(|(leg, query)| leg.store.find_run_summaries(query, read));
         Ok(merge::page(query, try_join_all(asked).await?))
     }

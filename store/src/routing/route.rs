@@ -2,9 +2,7 @@
 
 use std::fmt;
 
-use crate::error::{Result, StoreError};
 use crate::ids::{Home, RunId};
-use crate::postgres::within;
 use crate::residency::{Residency, Routable};
 use crate::runs::{FindRuns, RunFilter, RunLookup};
 
@@ -52,14 +50,6 @@ impl Route {
             Route::Everywhere => true,
         }
     }
-
-    /// The only database of the route, if there is one.
-    pub(crate) fn single(&self) -> Option<Residency> {
-        match self {
-            Route::Owner(owner) => Some(*owner),
-            Route::Everywhere => None,
-        }
-    }
 }
 
 impl fmt::Display for Route {
@@ -81,31 +71,26 @@ pub(super) fn of_lookup(lookup: &RunLookup) -> Route {
 /// Splits a list of ids by home, keeping their order. A database without ids has no entry.
 pub(super) fn buckets(ids: &[RunId]) -> Vec<(Residency, Vec<RunId>)> {
     let bucket = |residency| ids.iter().copied().filter(|id| id.residency() == residency).collect::<Vec<_>>();
-    let buckets = Policy::DEFAULT.precedence().iter().map(|residency| (*residency, bucket(*residency)));
+    let buckets = Residency::ALL.into_iter().map(|residency| (residency, bucket(residency)));
     buckets.filter(|(_, ids)| !ids.is_empty()).collect()
 }
 
 /// The part of a filter that each database has to answer. A filter that names ids goes only where those ids live.
 pub(super) fn parts(filter: &RunFilter) -> Vec<(Residency, RunFilter)> {
-    let parts = Policy::DEFAULT.precedence().iter().map(|residency| (*residency, filter.narrowed_to(*residency)));
+    let parts = Residency::ALL.into_iter().map(|residency| (residency, filter.narrowed_to(residency)));
     parts.filter(|(_, filter)| !filter.matches_nothing()).collect()
 }
 
 /// The part of a list that each database has to answer: enough rows to fill the page alone, and none skipped.
-///
-/// # Errors
-/// `InvalidInput` if the filter names too many ids.
-pub(super) fn queries(operation: &'static str, query: &FindRuns) -> Result<Vec<(Residency, FindRuns)>> {
-    let ids = query.filter.ids.as_ref().map_or(0, Vec::len);
-    within("ids", ids).map_err(|kind| StoreError::new(operation, None, kind))?;
+pub(super) fn queries(query: &FindRuns) -> Vec<(Residency, FindRuns)> {
     if query.limit == Some(0) {
-        return Ok(Vec::new());
+        return Vec::new();
     }
     let limit = query.limit.map(|limit| limit.saturating_add(query.offset));
     let parts = parts(&query.filter).into_iter();
-    Ok(parts
+    parts
         .map(|(residency, filter)| (residency, FindRuns { filter, order: query.order.clone(), limit, offset: 0 }))
-        .collect())
+        .collect()
 }
 
 impl RunFilter {
@@ -152,7 +137,7 @@ mod tests {
     #[test]
     fn each_database_is_asked_for_the_whole_page_without_skipping() {
         let query = FindRuns { limit: Some(10), offset: 30, ..FindRuns::default() };
-        let parts = queries("find_runs", &query).expect("no ids, no limit on them");
+        let parts = queries(&query);
         assert_eq!(parts.len(), Residency::ALL.len());
         assert!(parts.iter().all(|(_, part)| part.limit == Some(40) && part.offset == 0));
     }
