@@ -353,6 +353,13 @@ impl StoreError {
         Self(Box::new(Inner { kind, operation, store: Some(store), change, source: Some(source) }))
     }
 
+    /// Names the operation of the caller in place of the one that carried it out.
+    #[must_use]
+    pub(crate) fn in_operation(mut self, operation: &'static str) -> Self {
+        self.0.operation = operation;
+        self
+    }
+
     /// Replaces the kind by what it means for the operation at hand.
     #[must_use]
     pub(crate) fn with_kind(mut self, kind: ErrorKind) -> Self {
@@ -474,7 +481,8 @@ fn classify_server(error: &dyn DatabaseError, state: SqlState) -> ErrorKind {
     let code = state.as_str();
     match code {
         "23505" => ErrorKind::UniqueViolation(constraint()),
-        "23503" => ErrorKind::ForeignKeyViolation(constraint()),
+        // From version 18 on a server has a code of its own for a key that restricts.
+        "23503" | "23001" => ErrorKind::ForeignKeyViolation(constraint()),
         "23514" => ErrorKind::CheckViolation(constraint()),
         "23502" => ErrorKind::NotNullViolation {
             table: error.table().unwrap_or_default().into(),

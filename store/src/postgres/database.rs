@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use sea_orm::sqlx::PgPool;
+use sea_orm::sqlx::{Connection, PgPool};
 use sea_orm::{
     ConnAcquireErr, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, ExecResult,
     FromQueryResult, QueryResult, SqlxPostgresConnector, Statement, StatementBuilder, TransactionTrait,
@@ -52,7 +52,10 @@ impl Database {
         let statement = DbBackend::Postgres.build(query);
         let copy = self.copy(read);
         let rows = match copy.query_all_raw(statement.clone()).await {
-            Err(error) if self.is_lost(operation, copy, &error) => copy.query_all_raw(statement).await,
+            Err(error) if self.is_lost(operation, copy, &error) => {
+                close_dead_connections(copy).await;
+                copy.query_all_raw(statement).await
+            }
             answer => answer,
         };
         let failed = |error| self.error(operation, copy, Phase::Uncommitted, &error);
@@ -71,8 +74,10 @@ impl Database {
 
     /// A statement that commits by itself, on the primary. Never tried again: it may have been applied.
     pub(crate) async fn execute(&self, operation: &'static str, query: &impl StatementBuilder) -> Result<ExecResult> {
-        let answer = self.primary.execute_raw(DbBackend::Postgres.build(query)).await;
-        answer.map_err(|error| self.error(operation, &self.primary, Phase::Committing, &error))
+        match self.primary.execute_raw(DbBackend::Postgres.build(query)).await {
+            Ok(done) => Ok(done),
+            Err(error) => Err(self.failed_write(operation, Phase::Committing, &error).await),
+        }
     }
 
     /// Begins a transaction on the primary. Dropping it rolls it back.
@@ -83,10 +88,20 @@ impl Database {
     pub(crate) async fn begin(&self, operation: &'static str) -> Result<Unit<'_>> {
         let primary = self.primary.clone();
         let begun = tokio::spawn(async move { primary.begin().await }).await;
-        let failed = |error| self.error(operation, &self.primary, Phase::Uncommitted, &error);
         // The task is never aborted, so it ends early only if the runtime is shut down.
-        let begun = begun.map_err(|_| DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed)).map_err(failed)?;
-        Ok(Unit { database: self, operation, transaction: begun.map_err(failed)? })
+        let begun = begun.unwrap_or(Err(DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed)));
+        match begun {
+            Ok(transaction) => Ok(Unit { database: self, operation, transaction }),
+            Err(error) => Err(self.failed_write(operation, Phase::Uncommitted, &error).await),
+        }
+    }
+
+    /// The error of a write, which is not tried again, so that at least the next call finds a connection that works.
+    async fn failed_write(&self, operation: &'static str, phase: Phase, error: &DbErr) -> StoreError {
+        if self.is_lost(operation, &self.primary, error) {
+            close_dead_connections(&self.primary).await;
+        }
+        self.error(operation, &self.primary, phase, error)
     }
 
     fn is_lost(&self, operation: &'static str, copy: &DatabaseConnection, error: &DbErr) -> bool {
@@ -163,6 +178,21 @@ impl Unit<'_> {
 
     fn error(&self, phase: Phase, error: &DbErr) -> StoreError {
         self.database.error(self.operation, &self.database.primary, phase, error)
+    }
+}
+
+/// Closes those idle connections of a pool that have lost their server.
+///
+/// Where one has, as after a restart or a fail-over, the others have too. Each would fail a call, and a read that is
+/// tried again would meet the next of them.
+async fn close_dead_connections(copy: &DatabaseConnection) {
+    let pool = copy.get_postgres_connection_pool();
+    for _ in 0..pool.num_idle() {
+        let Some(mut connection) = pool.try_acquire() else { return };
+        if connection.ping().await.is_err() {
+            // There is nobody to take leave of: that this fails too says nothing new.
+            let _ = connection.close().await;
+        }
     }
 }
 

@@ -157,7 +157,7 @@ impl Runs for RoutingRunStore {
         match route::of_lookup(&lookup) {
             Route::Owner(owner) => self.owner(owner).get_run(lookup, read).await,
             Route::Everywhere => {
-                let run = self.find_run(lookup, read).await?;
+                let run = self.find_run(lookup, read).await.map_err(|error| error.in_operation("get_run"))?;
                 run.ok_or_else(|| StoreError::not_found("get_run", None, Entity::Run))
             }
         }
@@ -171,7 +171,7 @@ impl Runs for RoutingRunStore {
     }
 
     async fn get_run_where(&self, filter: &RunFilter, read: Read) -> Result<Run> {
-        let run = self.find_run_where(filter, read).await?;
+        let run = self.find_run_where(filter, read).await.map_err(|error| error.in_operation("get_run_where"))?;
         run.ok_or_else(|| StoreError::not_found("get_run_where", None, Entity::Run))
     }
 
