@@ -30,7 +30,7 @@ struct Args {
     /// File with one run request per line, as tests/demo/README.md describes; the shipped sample if left out.
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
-    /// Make so many requests, repeating the file with new ids and keys.
+    /// Make so many runs, repeating the requests of the file with new ids and keys.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     runs: Option<u32>,
     /// Leave the servers up, and say how to connect and how to stop them.
@@ -80,9 +80,9 @@ async fn demonstrate(args: &Args) -> Result<ExitCode> {
     }
 
     let databases = Databases::named_for_this_process();
-    let requests = args.runs.map(|runs| runs as usize);
+    let runs = args.runs.map(|runs| runs as usize);
     let outcome = tokio::select! {
-        report = work(&databases, &servers, input, requests, progress) => report.and_then(|report| {
+        report = work(&databases, &servers, input, runs, progress) => report.and_then(|report| {
             show(&report, json)?;
             Ok(Ok(report))
         }),
@@ -107,12 +107,12 @@ async fn work(
     databases: &Databases,
     servers: &Both<Server>,
     input: Input,
-    requests: Option<usize>,
+    runs: Option<usize>,
     progress: Progress,
 ) -> Result<Report> {
     progress.step("making and migrating a database on each");
     databases.create(servers).await?;
-    demo::run(Config { urls: databases.urls(servers), input, requests, progress }).await
+    demo::run(Config { urls: databases.urls(servers), input, runs, progress }).await
 }
 
 /// Somebody asks the process to end. It ends in order then: servers and databases go.

@@ -115,19 +115,53 @@ fn kind_of(effect: &Effect) -> &'static str {
     }
 }
 
-/// Makes `requests` requests, repeating the input as often as that takes, and works through the lives of their runs.
+/// Makes `runs` runs, repeating the input as often as that takes, or all requests of the input once, and works through
+/// their lives.
 ///
 /// # Errors
 /// If the store fails, or does something else than it was asked to. A request that it refuses is no error.
-pub(super) async fn live(work: &Arc<Work>, requests: usize, progress: &Progress) -> Result<Lives> {
+pub(super) async fn live(work: &Arc<Work>, runs: Option<usize>, progress: &Progress) -> Result<Lives> {
+    let length = work.input.requests.len();
+    let mut done = Lives::default();
+    let Some(runs) = runs else {
+        pass(work, &mut done, 0, length, |lives| progress.inc(lives.requests)).await?;
+        return Ok(done);
+    };
+    // Not every request makes a run: keys and tokens repeat, some are refused. What is missing afterwards is made up for.
+    let mut copy = 0;
+    // A repetition that was cut off before a request that makes a run is tried again with one more.
+    let mut more = 0;
+    while done.ledger.len() < runs {
+        let made = done.ledger.len();
+        let requests = runs - made + more;
+        pass(work, &mut done, copy, requests, |lives| progress.inc(lives.ledger.len())).await?;
+        copy += requests.div_ceil(length);
+        if done.ledger.len() > made {
+            more = 0;
+        } else if requests >= length {
+            break;
+        } else {
+            more += 1;
+        }
+    }
+    Ok(done)
+}
+
+/// Makes `requests` requests, as repetitions of the input that begin with number `first`.
+async fn pass(
+    work: &Arc<Work>,
+    done: &mut Lives,
+    first: usize,
+    requests: usize,
+    progress: impl Fn(&Lives),
+) -> Result<()> {
     let families: Vec<Arc<[usize]>> = work.input.families().into_iter().map(Arc::from).collect();
     let length = work.input.requests.len();
     let mut families = (0..requests.div_ceil(length)).flat_map(|copy| {
         let left = requests - copy * length;
-        families.iter().enumerate().map(move |(number, family)| (copy, number, left, Arc::clone(family)))
+        families.iter().enumerate().map(move |(number, family)| (first + copy, number, left, Arc::clone(family)))
     });
 
-    let mut done = Lives::default();
     let mut expiring = Vec::new();
     let mut working = JoinSet::new();
     loop {
@@ -143,17 +177,16 @@ pub(super) async fn live(work: &Arc<Work>, requests: usize, progress: &Progress)
         }
         let Some(family) = working.join_next().await else { break };
         let lives = family??;
-        progress.inc(lives.requests);
+        progress(&lives);
         let before = done.ledger.len();
         done.add(lives);
         let added = (before..).zip(&done.ledger.entries[before..]);
         expiring.extend(added.filter(|(_, entry)| entry.rows.is_none()).map(|(position, _)| position));
         if expiring.len() >= BATCH {
-            expire(work, &mut done, &std::mem::take(&mut expiring)).await?;
+            expire(work, done, &std::mem::take(&mut expiring)).await?;
         }
     }
-    expire(work, &mut done, &expiring).await?;
-    Ok(done)
+    expire(work, done, &expiring).await
 }
 
 /// Expires many runs at once; they are named by their places in the ledger.

@@ -40,8 +40,8 @@ pub struct Config {
     pub urls: Both<String>,
     /// The requests.
     pub input: Input,
-    /// How many requests are made, by repeating the input or cutting it off; all of it once if absent.
-    pub requests: Option<usize>,
+    /// How many runs are made, by repeating the input or cutting it off; each request is made once if absent.
+    pub runs: Option<usize>,
     /// Who is told how far it is.
     pub progress: Progress,
 }
@@ -52,9 +52,9 @@ pub struct Config {
 /// If there is no request, or the databases or the store fail. That something is lost, misplaced or reads otherwise than
 /// it was written is no error but in the report.
 pub async fn run(config: Config) -> Result<Report> {
-    let Config { urls, input, requests, progress } = config;
+    let Config { urls, input, runs, progress } = config;
     input.ensure_usable()?;
-    let requests = requests.unwrap_or(input.requests.len());
+    let expected = runs.unwrap_or(input.requests.len());
     let skipped = input.skipped.clone();
 
     progress.step("seeding the control plane");
@@ -68,8 +68,8 @@ pub async fn run(config: Config) -> Result<Report> {
     let work = Arc::new(Work { store, world, input, routes: Routes::default() });
 
     let began = Instant::now();
-    progress.start("creating runs and working through their lives", requests);
-    let mut lives = lives::live(&work, requests, &progress).await?;
+    progress.start("creating runs and working through their lives", expected);
+    let mut lives = lives::live(&work, runs, &progress).await?;
     let refused = lives.refusals();
     for Skipped { line, reason } in &refused {
         progress.note(&format!("line {line} is refused: {reason}"));
