@@ -31,7 +31,7 @@ use crate::residency::Residency;
 /// **Repeating.** A caller that lost an answer repeats the call. A transition that was committed is recognized by the
 /// snapshot id that the caller minted ([`SnapshotDetails::id`]) and answers as it did the first time, effects included.
 ///
-/// **Errors** common to all: whatever the database reports, as a [`StoreError`](crate::StoreError).
+/// **Errors** common to all: whatever the database reports, as a [`StoreError`].
 #[async_trait]
 pub trait Runs: Send + Sync {
     /// The databases in which this store can create runs; an id for a new run is minted for one of them.

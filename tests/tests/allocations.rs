@@ -32,8 +32,8 @@ fn classifying_and_routing_allocate_nothing() {
         let (plain, friendly) = (id.to_string(), id.friendly().to_string());
 
         for text in [&plain, &friendly] {
-            check_free("classify", text, |text| classify(text));
-            check_free("is_classifiable", text, |text| is_classifiable(text));
+            check_free("classify", text, classify);
+            check_free("is_classifiable", text, is_classifiable);
             check_free("RunKey", text, |text| RunKey::from_str(text).map(|key| key.home()));
         }
         check_free("RunId", &plain, |text| RunId::from_str(text).map(|id| Route::of(&id)));
@@ -43,8 +43,8 @@ fn classifying_and_routing_allocate_nothing() {
     }
     let oldest = "run_abcdefghijk0123456789";
     check_free("RunKey", oldest, |text| RunKey::from_str(text).map(|key| key.home()));
-    check_free("UnroutedRunFriendlyId", oldest, |text| UnroutedRunFriendlyId::from_str(text));
-    check_free("is_classifiable", &"x".repeat(1 << 20), |text| is_classifiable(text));
+    check_free("UnroutedRunFriendlyId", oldest, UnroutedRunFriendlyId::from_str);
+    check_free("is_classifiable", &"x".repeat(1 << 20), is_classifiable);
 }
 
 #[test]

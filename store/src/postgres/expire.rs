@@ -72,10 +72,11 @@ pub(super) async fn expire_runs_batch<S: Schema>(
     let operation = Operation::ExpireRunsBatch;
     within("runs", runs.len()).map_err(|kind| store.refuse(operation, kind))?;
     json("error", Some(&input.error)).map_err(|kind| store.refuse(operation, kind))?;
-    let (mut ids, elsewhere): (Vec<RunId>, Vec<RunId>) = runs.iter().partition(|id| id.residency() == S::RESIDENCY);
     // Rows are locked in the order of their ids, within a chunk and from chunk to chunk.
+    let mut ids = runs.to_vec();
     ids.sort_unstable();
     ids.dedup();
+    let (ids, elsewhere): (Vec<RunId>, Vec<RunId>) = ids.into_iter().partition(|id| id.residency() == S::RESIDENCY);
     let mut expiry = BatchExpiry::default();
     expiry.skipped.extend(elsewhere.into_iter().map(|id| (id, SkipReason::NotFound)));
     for chunk in ids.chunks(CHUNK) {

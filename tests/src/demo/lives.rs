@@ -110,6 +110,7 @@ fn kind_of(effect: &Effect) -> &'static str {
         Effect::CompleteWaitpoint { .. } => "complete a waitpoint",
         Effect::NotifyWorker { .. } => "notify a worker",
         Effect::TryCompleteBatch { .. } => "look at a batch",
+        Effect::CancelChildren { .. } => "cancel the children",
         Effect::Emit(_) => "emit an event",
         _ => "other",
     }

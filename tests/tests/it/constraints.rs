@@ -131,8 +131,8 @@ impl Subject {
     }
 
     /// An insert of row `number` of a table. Columns listed in `same` have a value that is the same for every number,
-    /// and those in `given` the literal that stands there. The others have a value of the row's own, or `NULL` where they
-    /// may.
+    /// and those in `given` the literal that stands there. The others have a value of the row's own, or `NULL` where
+    /// they may.
     fn insert(&self, table: &str, number: u32, same: &[&str], given: &[(&str, &str)]) -> Result<String> {
         let columns = self.columns.get(table).with_context(|| format!("there is no table {table}"))?;
         let mut names = Vec::new();
@@ -292,7 +292,8 @@ fn literal(column: &Column, number: u32) -> Result<String> {
     })
 }
 
-/// What a row must say besides for a partial unique index to count it. A condition that a column is `NULL` needs nothing.
+/// What a row must say besides for a partial unique index to count it. A condition that a column is `NULL` needs
+/// nothing.
 fn condition(constraint: Constraint) -> &'static [(&'static str, &'static str)] {
     match constraint {
         Constraint::UqEnvProjectTypeRoot => &[("type", "'STAGING'")],

@@ -42,6 +42,14 @@ fn check_error(what: &str, error: &StoreError, kind: ErrorKind, change: Change) 
     assert_eq!(error.is_retryable(), change == Change::NotApplied, "{what}: {error:?}");
 }
 
+/// Allows each database of `config` so many connections, and so long a wait for one.
+fn limit(config: &mut Config, connections: u32, wait: Duration) {
+    for database in [Some(&mut config.control_plane), config.run_ops.as_mut()].into_iter().flatten() {
+        database.max_connections = connections;
+        database.acquire_timeout = wait;
+    }
+}
+
 /// A server of the test's own, which it may kill.
 struct Killable {
     server: Server,
@@ -121,7 +129,7 @@ async fn terminate_backends(databases: &Databases, side: Side) -> Result<()> {
 async fn a_read_survives_the_end_of_its_backend_and_a_write_reports_it() -> Result<()> {
     let databases = Databases::fresh().await?;
     let proxies = databases.behind_proxies().await?;
-    let store = split_over(&proxies, |_| ()).await?;
+    let store = split_over(&proxies, |config| limit(config, 1, PATIENCE)).await?;
     for side in Side::ALL {
         let home = Home::new("behind a proxy", Arc::clone(&store), side, &databases);
         let run = home.create().await?;
@@ -143,7 +151,6 @@ async fn a_read_survives_the_end_of_its_backend_and_a_write_reports_it() -> Resu
         let id = new.id;
         let gate = proxies.get(side).hold(|sql| sql.contains("INSERT"));
         let (created, ended) = join!(store.create_run(CreateRun::queued(new)), end_at(gate));
-        eprintln!("{created:?}");
         ended?;
         let error = created.expect_err("the backend is gone");
         check_error(&format!("{side}: a create"), &error, ErrorKind::Disconnected, Change::Unknown);
@@ -229,13 +236,7 @@ async fn a_pool_whose_connections_are_all_in_use_is_not_a_server_that_is_away() 
     for side in Side::ALL {
         let databases = Databases::fresh().await?;
         let proxies = databases.behind_proxies().await?;
-        let store = split_over(&proxies, |config| {
-            for database in [Some(&mut config.control_plane), config.run_ops.as_mut()].into_iter().flatten() {
-                database.max_connections = 1;
-                database.acquire_timeout = SHORT;
-            }
-        })
-        .await?;
+        let store = split_over(&proxies, |config| limit(config, 1, SHORT)).await?;
         let home = Home::new("one connection", Arc::clone(&store), side, &databases);
         let run = home.create().await?;
 

@@ -422,7 +422,7 @@ fn the_rest_of_a_payload_is_random() {
 fn a_ksuid_of_too_much_payload_or_of_a_moment_out_of_range_is_refused() {
     let last = EPOCH + i64::from(u32::MAX);
     let half = TimeDelta::milliseconds(500);
-    let cases: Vec<(&str, DateTime<Utc>, usize, Result<(), KsuidError>)> = vec![
+    let cases = [
         ("16 bytes", at(EPOCH), 16, Ok(())),
         ("17 bytes", at(EPOCH), 17, Err(KsuidError::PayloadTooLong(17))),
         ("a megabyte", at(EPOCH), 1 << 20, Err(KsuidError::PayloadTooLong(1 << 20))),

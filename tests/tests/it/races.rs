@@ -13,15 +13,15 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use sea_orm::{ConnectionTrait, TransactionTrait};
 use store::{
-    BatchExpiry, CancelRun, CreateRun, ErrorKind, ExecutionStatus, ExpireRunOutcome, Read, RunId, RunStatus, RunStore,
+    BatchExpiry, CancelRun, CreateRun, ErrorKind, ExecutionStatus, ExpireRunOutcome, RunId, RunStatus, RunStore,
     SkipReason, Snapshot, SnapshotDetails, SnapshotId, StartAttempt, StoreError, WaitpointId,
 };
+use tests::Databases;
 use tests::proxy::is_commit;
 use tests::runs::{
     Home, Seeded, Stores, cancellation, complete_from, created, current, expiry, fail_from, lock_to_worker, start_from,
 };
 use tests::wired::{Wired, WiredStores, connections};
-use tests::{Databases, Side};
 use tokio::sync::Barrier;
 use tokio::time::{Instant, sleep};
 use tokio::{join, select};
@@ -90,8 +90,8 @@ enum Step {
 }
 
 impl Step {
-    /// Takes it, as a caller that knows the run as it was when it was made. Returns the snapshot that the answer names, if
-    /// it names one.
+    /// Takes it, as a caller that knows the run as it was when it was made. Returns the snapshot that the answer names,
+    /// if it names one.
     async fn take(self, store: &dyn RunStore, run: &Seeded) -> Result<Option<SnapshotId>, StoreError> {
         let Seeded { id, snapshot: from } = run;
         let named = |snapshot: Option<Snapshot>| {

@@ -91,6 +91,11 @@ impl Setup {
         }
     }
 
+    /// Creates a run that nothing is said against.
+    async fn create(&self, run: NewRun) -> Result<()> {
+        created(self.store.create_run(CreateRun::queued(run)).await?).map(drop)
+    }
+
     async fn sql(&self, sql: &str) -> Result<u64> {
         self.databases.sql(self.side, sql).await
     }
@@ -136,7 +141,7 @@ async fn what_the_server_says_of_a_row_is_not_passed_on() -> Result<()> {
             let what = format!("{side}, {name}");
             let setup = Setup::on(side).await?;
             let first = setup.secret_run();
-            created(setup.store.create_run(CreateRun::queued(first.clone())).await?)?;
+            setup.create(first.clone()).await?;
             setup.sql(change).await?;
 
             let error = refused_create(&setup, setup.secret_run()).await;
@@ -184,7 +189,7 @@ async fn keys_that_are_taken_or_missing_are_not_repeated() -> Result<()> {
     for side in Side::ALL {
         let setup = Setup::on(side).await?;
         let run = setup.secret_run();
-        created(setup.store.create_run(CreateRun::queued(run.clone())).await?)?;
+        setup.create(run.clone()).await?;
         let mut secrets = setup.secrets.clone();
         secrets.push(run.id.to_string());
 

@@ -1,5 +1,5 @@
-//! Real standbys whose replay is paused: what must not be stale is decided on the primary, and what may be stale goes to
-//! the replica.
+//! Real standbys whose replay is paused: what must not be stale is decided on the primary, and what may be stale goes
+//! to the replica.
 
 use anyhow::Result;
 use store::{
@@ -114,8 +114,8 @@ fn found<T>(answer: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
     }
 }
 
-/// Asks, and checks the answer and that one statement each went to the copies of `read` that have a part in the question,
-/// and none anywhere else. `has_replica` tells which databases have one.
+/// Asks, and checks the answer and that one statement each went to the copies of `read` that have a part in the
+/// question, and none anywhere else. `has_replica` tells which databases have one.
 async fn check(
     (pair, wired, home): (&LaggingPair, &Wired<'_>, &Home<'_>),
     question: Question,
@@ -224,7 +224,8 @@ async fn a_write_is_decided_by_what_the_replica_does_not_know_yet() -> Result<()
         let outcome = store.create_run(CreateRun::queued(again)).await?;
         assert_eq!(outcome, CreateRunOutcome::OneTimeTokenUsed, "{home}");
 
-        // It is locked, started and completed at once, each by the snapshot of the step before, and seen by the primary.
+        // It is locked, started and completed at once, each by the snapshot of the step before, and seen by the
+        // primary.
         let locked = store.lock_run_to_worker(&run.id, lock_to_worker(&run.snapshot)).await?;
         home.check_stored(&locked).await?;
         let started = store.start_attempt(&run.id, start_from(&current(&locked)?)).await?;

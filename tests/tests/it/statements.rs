@@ -58,7 +58,8 @@ impl Counted {
         }
     }
 
-    /// Checks what was sent since the last reset: to `side`, over no further connection, and nothing to the other database.
+    /// Checks what was sent since the last reset: to `side`, over no further connection, and nothing to the other
+    /// database.
     #[track_caller]
     fn check(&self, side: Side, statements: usize, round_trips: usize) {
         let recording = self.proxies.get(side).recording();

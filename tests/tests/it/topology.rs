@@ -179,7 +179,7 @@ fn a_setting_that_is_missing_or_malformed_is_named() {
     const HERE: &str = "postgres://someone:secret@localhost:1/somewhere";
     let missing = |key| Err(ConfigError::Missing { key });
     let malformed = |key| Err(ConfigError::NotAnAddress { key });
-    let cases: Vec<(&str, Vec<(&str, &str)>, Result<Mode, ConfigError>)> = vec![
+    let cases = [
         ("nothing", vec![], missing(CONTROL_PLANE_DATABASE_URL)),
         ("only run-ops", vec![(RUN_OPS_DATABASE_URL, HERE)], missing(CONTROL_PLANE_DATABASE_URL)),
         ("blanks", vec![(CONTROL_PLANE_DATABASE_URL, "  ")], missing(CONTROL_PLANE_DATABASE_URL)),

@@ -96,31 +96,39 @@ async fn a_friendly_id_of_the_oldest_form_is_looked_for_everywhere() -> Result<(
 #[tokio::test]
 async fn a_copy_in_the_wrong_database_is_invisible_to_whoever_names_the_run() -> Result<()> {
     let stores = Stores::fresh().await?;
-    let split = stores.split();
-    for side in Side::ALL {
-        let home = stores.home(side);
-        let id = RunId::mint(home.residency());
+    let cases = [
+        ("split", stores.split(), Residency::RunOps, Side::ControlPlane),
+        ("split", stores.split(), Residency::ControlPlane, Side::RunOps),
+        ("single", stores.single(), Residency::RunOps, Side::ControlPlane),
+    ];
+    for (name, store, residency, side) in cases {
+        let id = RunId::mint(residency);
         let friendly = id.friendly();
-        insert(stores.databases(), side.other(), id.as_str(), &friendly.to_string(), "stray").await?;
+        insert(stores.databases(), side, id.as_str(), &friendly.to_string(), "stray").await?;
 
-        assert_eq!(split.find_run(id.into(), Read::Primary).await?, None, "{home}");
-        assert_eq!(split.find_run(friendly.into(), Read::Primary).await?, None, "{home}");
-        assert_eq!(split.find_runs_by_ids(&[id], Read::Primary).await?, HashMap::new(), "{home}");
-        assert_eq!(split.find_latest_execution_snapshot(&id, None, Read::Primary).await?, None, "{home}");
+        for lookup in [RunLookup::of(id), RunLookup::of(friendly)] {
+            assert_eq!(store.find_run(lookup.clone(), Read::Primary).await?, None, "{name}, {side}");
+            let error = store.get_run(lookup, Read::Primary).await.expect_err("it is not there");
+            assert_eq!(*error.kind(), ErrorKind::NotFound(store::Entity::Run), "{name}, {side}");
+        }
+        assert_eq!(store.find_runs_by_ids(&[id], Read::Primary).await?, HashMap::new(), "{name}, {side}");
+        assert_eq!(store.find_latest_execution_snapshot(&id, None, Read::Primary).await?, None, "{name}, {side}");
         let filters = [
             RunFilter { ids: Some(vec![id]), ..RunFilter::default() },
             RunFilter { friendly_ids: Some(vec![friendly]), ..RunFilter::default() },
             RunFilter { ids: Some(vec![id]), task_identifier: Some("stray".to_owned()), ..RunFilter::default() },
         ];
         for filter in filters {
-            assert_eq!(split.find_run_where(&filter, Read::Primary).await?, None, "{home}: {filter:?}");
+            let found = store.find_run_where(&filter, Read::Primary).await?;
+            assert_eq!(found, None, "{name}, {side}: {filter:?}");
             let query = FindRuns { filter, ..FindRuns::default() };
-            assert_eq!(split.find_runs(&query, Read::Primary).await?, [], "{home}: {query:?}");
+            assert_eq!(store.find_runs(&query, Read::Primary).await?, [], "{name}, {side}: {query:?}");
+            assert_eq!(store.find_run_summaries(&query, Read::Primary).await?, [], "{name}, {side}: {query:?}");
         }
         // It is there: whoever names no run sees it.
         let filter = RunFilter { task_identifier: Some("stray".to_owned()), ..RunFilter::default() };
-        assert_eq!(split.get_run_where(&filter, Read::Primary).await?.run_id()?, id, "{home}");
-        stores.databases().sql(side.other(), "DELETE FROM task_run").await?;
+        assert_eq!(store.get_run_where(&filter, Read::Primary).await?.run_id()?, id, "{name}, {side}");
+        stores.databases().sql(side, "DELETE FROM task_run").await?;
     }
     Ok(())
 }

@@ -230,7 +230,7 @@ async fn what_a_snapshot_takes_over_depends_on_where_the_run_goes() -> Result<()
             home.sql(&format!(
                 "UPDATE task_run_execution_snapshot
                  SET batch_id = '{batch}', checkpoint_id = '{checkpoint}',
-                     completed_waitpoint_order = ARRAY['{}']
+                     completed_waitpoint_order = ARRAY['{}'], worker_id = 'group', runner_id = 'runner'
                  WHERE id = '{}'",
                 order.join("','"),
                 run.snapshot
@@ -269,6 +269,8 @@ async fn check_carried(
     let snapshot = transition.snapshot.as_ref().context("a transition writes a snapshot")?;
     assert_eq!(snapshot.batch_id.as_ref(), batch, "{home}: {:?}", snapshot.execution_status);
     assert_eq!(snapshot.checkpoint_id.as_ref(), checkpoint, "{home}: {:?}", snapshot.execution_status);
+    // Who has done it is told by whoever does it.
+    assert_eq!((&snapshot.worker_id, &snapshot.runner_id), (&None, &None), "{home}: {:?}", snapshot.execution_status);
     assert_eq!(snapshot.completed_waitpoint_order, order, "{home}: {:?}", snapshot.execution_status);
     assert_eq!(home.links(&current(transition)?).await?, links, "{home}: {:?}", snapshot.execution_status);
     Ok(())
