@@ -368,6 +368,13 @@ impl StoreError {
     }
 }
 
+/// So that a function of an application that parses ids and calls the store has one error type.
+impl From<UnclassifiableId> for StoreError {
+    fn from(fault: UnclassifiableId) -> Self {
+        Self::new("parse_id", None, ErrorKind::UnclassifiableId(fault))
+    }
+}
+
 impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.0.operation)?;

@@ -76,6 +76,11 @@ pub use runs::{
 pub use snapshots::Snapshots;
 pub use topology::{Config, ConfigError, DatabaseConfig, Endpoint, SecretUrl, TopologyError, connect};
 
+/// The README's example compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
+
 /// Everything the store offers, for one database or several. An application holds an `Arc<dyn RunStore>`.
 pub trait RunStore: Runs + Snapshots {}
 

@@ -23,7 +23,7 @@ enum Command {
     Regen(regen::Args),
     /// Run every test of the workspace against two PostgreSQL servers.
     Test(test::Args),
-    /// Run the demo: thousands of runs through two PostgreSQL servers.
+    /// Run the demo: runs through two PostgreSQL servers.
     Demo(demo::Args),
 }
 

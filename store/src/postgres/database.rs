@@ -85,6 +85,7 @@ impl Database {
     /// It is begun in a task of its own, which a caller that is dropped meanwhile does not interrupt: the driver takes a
     /// transaction for open only once the server has answered. A connection that went back to the pool between question
     /// and answer would be in a transaction that nobody knows of, and swallow the next caller's writes.
+    #[expect(clippy::disallowed_methods, reason = "the one place that may")]
     pub(crate) async fn begin(&self, operation: &'static str) -> Result<Unit<'_>> {
         let primary = self.primary.clone();
         let begun = tokio::spawn(async move { primary.begin().await }).await;
