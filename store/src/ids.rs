@@ -81,11 +81,11 @@ macro_rules! routable_id {
 
             /// Takes the plain form only.
             fn from_str(text: &str) -> Result<Self, UnclassifiableId> {
-                if text.contains('_') {
-                    return Err(UnclassifiableId::new(text, text.len(), IdFault::Prefix));
+                match shape(text) {
+                    Ok(_) => Ok(Self { body: keep(text) }),
+                    Err(_) if text.contains('_') => Err(UnclassifiableId::new(text, text.len(), IdFault::Prefix)),
+                    Err(fault) => Err(UnclassifiableId::new(text, text.len(), fault)),
                 }
-                shape(text).map_err(|fault| UnclassifiableId::new(text, text.len(), fault))?;
-                Ok(Self { body: keep(text) })
             }
         }
 

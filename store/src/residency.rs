@@ -99,14 +99,17 @@ const KSUID_MAX: &[u8; KSUID_LENGTH] = b"aWgEPTl1tmebfsQzFP4bxwgy80V";
 /// # Errors
 /// [`UnclassifiableId`] if the body has neither shape; this includes the oldest friendly ids with 21 characters.
 pub fn classify(text: &str) -> Result<Residency, UnclassifiableId> {
-    let body = body(text);
-    shape(body).map_err(|fault| UnclassifiableId::new(text, body.len(), fault))
+    // What has the shape of an id has no underscore to look for.
+    shape(text).or_else(|_| {
+        let body = body(text);
+        shape(body).map_err(|fault| UnclassifiableId::new(text, body.len(), fault))
+    })
 }
 
 /// Whether [`classify`] would answer.
 #[must_use]
 pub fn is_classifiable(text: &str) -> bool {
-    shape(body(text)).is_ok()
+    shape(text).is_ok() || shape(body(text)).is_ok()
 }
 
 fn body(text: &str) -> &str {
@@ -116,20 +119,28 @@ fn body(text: &str) -> &str {
 /// The decision itself, on the body alone.
 pub(crate) fn shape(body: &str) -> Result<Residency, IdFault> {
     let bytes = body.as_bytes();
-    match bytes.len() {
-        CUID_LENGTH if bytes[0] == b'c' && all(bytes, is_base36) => Ok(Residency::ControlPlane),
-        KSUID_LENGTH if !all(bytes, is_base62) => Err(IdFault::Alphabet),
-        KSUID_LENGTH if bytes > KSUID_MAX.as_slice() => Err(IdFault::OutOfRange),
-        KSUID_LENGTH => Ok(Residency::RunOps),
-        CUID_LENGTH => Err(IdFault::Alphabet),
-        0 => Err(IdFault::Empty),
-        _ => Err(IdFault::Length),
+    // Arrays of a known length, which the compiler looks at many bytes at a time.
+    if let Ok(cuid) = <&[u8; CUID_LENGTH]>::try_from(bytes) {
+        let is_cuid = cuid[0] == b'c' && all(cuid, is_base36);
+        if is_cuid { Ok(Residency::ControlPlane) } else { Err(IdFault::Alphabet) }
+    } else if let Ok(ksuid) = <&[u8; KSUID_LENGTH]>::try_from(bytes) {
+        if !all(ksuid, is_base62) {
+            Err(IdFault::Alphabet)
+        } else if ksuid > KSUID_MAX {
+            Err(IdFault::OutOfRange)
+        } else {
+            Ok(Residency::RunOps)
+        }
+    } else if bytes.is_empty() {
+        Err(IdFault::Empty)
+    } else {
+        Err(IdFault::Length)
     }
 }
 
 /// Whether `body` can be the body of one of the oldest friendly ids.
 pub(crate) fn is_old_friendly_body(body: &str) -> bool {
-    body.len() == OLD_FRIENDLY_LENGTH && all(body.as_bytes(), is_base62)
+    <&[u8; OLD_FRIENDLY_LENGTH]>::try_from(body.as_bytes()).is_ok_and(|body| all(body, is_base62))
 }
 
 fn is_base36(byte: u8) -> bool {
@@ -141,7 +152,7 @@ fn is_base62(byte: u8) -> bool {
 }
 
 /// Looks at every byte, also after the first that fails: without a way out the compiler takes many at a time.
-fn all(bytes: &[u8], is_allowed: impl Fn(u8) -> bool) -> bool {
+fn all<const N: usize>(bytes: &[u8; N], is_allowed: impl Fn(u8) -> bool) -> bool {
     bytes.iter().fold(true, |all, byte| all & is_allowed(*byte))
 }
 

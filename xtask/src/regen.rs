@@ -7,7 +7,11 @@
 //! In reading order: [`catalogue`] reads a database, [`parity`] compares two of them, [`entities`],
 //! [`constraints`] and [`twins`] write Rust, [`files`] formats it and compares it with the tree.
 
-use std::{future::Future, path::Path, process::ExitCode};
+use std::{
+    future::Future,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::{Context, bail, ensure};
 use migration::Schema;
@@ -52,7 +56,7 @@ pub(crate) async fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let (control_plane, run_ops) = migrated_databases().await?;
     let folders = generate(&control_plane, &run_ops)?;
 
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let root = root();
     let folders = files::format(&root, folders)?;
     let differences = files::compare(&root, &folders)?;
     if args.check && !differences.is_empty() {
@@ -71,6 +75,12 @@ pub(crate) async fn run(args: &Args) -> anyhow::Result<ExitCode> {
         run_ops.catalogue.tables.len(),
     );
     Ok(ExitCode::SUCCESS)
+}
+
+/// The root of the workspace in which cargo runs us; without cargo, of the one we were built in.
+fn root() -> PathBuf {
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    Path::new(&package).join("..")
 }
 
 /// From two databases to the files of all three folders. Pure: nothing is read or written.

@@ -1,4 +1,4 @@
-//! Servers in containers: where the whole suite is run with `RUNSEAM_POSTGRES=docker`, which takes an engine.
+//! Servers in containers. They take an engine, so that they have to be asked for: `.ci/docker-pass` runs them.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -6,15 +6,6 @@ use std::time::{Duration, Instant};
 
 use provision::{Durability, Options, ProvisionError, Role, Server, Source};
 use sqlx::{Connection, PgConnection};
-
-/// Whether these tests are asked for; if not, that is said.
-fn asked_for() -> bool {
-    let asked = std::env::var("RUNSEAM_POSTGRES").is_ok_and(|choice| choice == "docker");
-    if !asked {
-        eprintln!("SKIPPED: containers are tested with RUNSEAM_POSTGRES=docker only");
-    }
-    asked
-}
 
 async fn start(options: Options) -> Server {
     provision::start_from(Source::Docker, Role::RunOps, options)
@@ -47,10 +38,8 @@ fn name(server: &Server) -> String {
 }
 
 #[tokio::test]
+#[ignore = "needs a Docker engine; .ci/docker-pass runs them"]
 async fn a_container_is_a_server_like_others() {
-    if !asked_for() {
-        return;
-    }
     let settings = vec![("max_connections".to_owned(), "17".to_owned())];
     let mut server = start(Options { durability: Durability::Durable, settings, keep: false }).await;
     let url = server.url("postgres");
@@ -69,10 +58,8 @@ async fn a_container_is_a_server_like_others() {
 }
 
 #[tokio::test]
+#[ignore = "needs a Docker engine; .ci/docker-pass runs them"]
 async fn dropping_removes_the_container() {
-    if !asked_for() {
-        return;
-    }
     let (here, elsewhere) = tokio::join!(start(Options::default()), start(Options::default()));
     assert_eq!(ask(&here.url("postgres"), "SHOW fsync").await, "off");
     assert_ne!(here.system_identifier(), elsewhere.system_identifier());
@@ -86,10 +73,8 @@ async fn dropping_removes_the_container() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a Docker engine; .ci/docker-pass runs them"]
 async fn dropping_removes_the_container_on_a_worker_thread() {
-    if !asked_for() {
-        return;
-    }
     let server = start(Options::default()).await;
     let container = name(&server);
     tokio::spawn(async move { drop(server) }).await.expect("dropping must not panic");
@@ -97,10 +82,8 @@ async fn dropping_removes_the_container_on_a_worker_thread() {
 }
 
 #[tokio::test]
+#[ignore = "needs a Docker engine; .ci/docker-pass runs them"]
 async fn a_kept_container_stays_until_it_is_told_to_go() {
-    if !asked_for() {
-        return;
-    }
     let server = start(Options { keep: true, ..Options::default() }).await;
     let (container, url) = (name(&server), server.url("postgres"));
     let help = server.describe_connection("postgres");
@@ -112,10 +95,8 @@ async fn a_kept_container_stays_until_it_is_told_to_go() {
 }
 
 #[test]
+#[ignore = "needs a Docker engine; .ci/docker-pass runs them"]
 fn a_killed_process_leaves_no_container() {
-    if !asked_for() {
-        return;
-    }
     let mut child = Command::new(env!("CARGO_BIN_EXE_two-servers"))
         .env("RUNSEAM_POSTGRES", "docker")
         .stdin(Stdio::piped())

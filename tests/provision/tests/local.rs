@@ -1,7 +1,7 @@
 //! Servers started from binaries.
 
 use std::fs::Permissions;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -37,15 +37,14 @@ async fn traces(server: &Server) -> (PathBuf, u32) {
 }
 
 fn is_running(process: u32) -> bool {
-    Command::new("ps")
-        .args(["-o", "stat=", "-p", &process.to_string()])
-        .output()
-        .is_ok_and(|output| !output.stdout.is_empty() && !output.stdout.starts_with(b"Z"))
+    let output = Command::new("ps").args(["-o", "stat=", "-p", &process.to_string()]).output();
+    let state = output.expect("ps must run: install procps").stdout;
+    !state.is_empty() && !state.starts_with(b"Z")
 }
 
 /// Whether any process has this folder in its command line.
 fn mentioned(folder: &Path) -> bool {
-    let output = Command::new("ps").args(["-e", "-o", "args="]).output().expect("ps must run");
+    let output = Command::new("ps").args(["-e", "-o", "args="]).output().expect("ps must run: install procps");
     String::from_utf8_lossy(&output.stdout).contains(&*folder.to_string_lossy())
 }
 
@@ -85,9 +84,22 @@ impl Drop for Folder {
     }
 }
 
+const TWO_SERVERS: &str = env!("CARGO_BIN_EXE_two-servers");
+
 /// The bundled binary, which finds no container engine and no server in the environment.
 fn two_servers() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_two-servers"));
+    isolated(Command::new(TWO_SERVERS))
+}
+
+/// The same, but its standard output is empty and ends when the last process that comes from it has ended: what each
+/// hands on to the next is a third descriptor, which keepers and servers have no use for.
+fn two_servers_and_all_that_they_start() -> Command {
+    let mut command = Command::new("sh");
+    command.args(["-c", r#"exec "$0" 3>&1 >/dev/null"#, TWO_SERVERS]).stdout(Stdio::piped());
+    isolated(command)
+}
+
+fn isolated(mut command: Command) -> Command {
     for variable in ["RUNSEAM_POSTGRES", "RUNSEAM_TEST_CONTROL_PLANE_URL", "RUNSEAM_TEST_RUN_OPS_URL"] {
         command.env_remove(variable);
     }
@@ -155,7 +167,7 @@ async fn a_server_of_roots_runs_as_somebody_else() {
     let (data, postmaster) = traces(&server).await;
     let owner = data.metadata().expect("the data directory must be there").uid();
     let output = Command::new("ps").args(["-o", "uid=", "-p", &postmaster.to_string()]).output();
-    let runs_as = String::from_utf8(output.expect("ps must run").stdout).expect("ps prints numbers");
+    let runs_as = String::from_utf8(output.expect("ps must run: install procps").stdout).expect("ps prints numbers");
     assert_eq!(runs_as.trim(), owner.to_string());
     assert_ne!(owner, 0, "a server must not run as root");
 }
@@ -219,18 +231,21 @@ async fn an_interrupted_process_leaves_nothing() {
 async fn a_process_that_is_killed_at_any_moment_of_a_start_leaves_nothing() {
     let folder = Folder::new();
     for after in [5, 20, 60, 150, 300, 450, 600, 900] {
-        let mut child = two_servers()
+        let mut child = two_servers_and_all_that_they_start()
             .env("TMPDIR", &folder.0)
             .stdin(Stdio::piped())
-            .stdout(Stdio::null())
             .spawn()
             .expect("the binary must start");
+        let mut output = child.stdout.take().expect("its output is a pipe");
+        let ended = std::thread::spawn(move || output.read_to_end(&mut Vec::new()));
         tokio::time::sleep(Duration::from_millis(after)).await;
         child.kill().expect("the holder must be ours to kill");
         child.wait().expect("the holder must end");
-        // Its keepers may not have begun yet.
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        eventually("the end of servers whose start was cut short", || folder.is_empty() && !mentioned(&folder.0)).await;
+        eventually("the end of all that was started", || ended.is_finished()).await;
+        let read = ended.join().expect("reading must not panic").expect("the pipe must be readable");
+        assert_eq!(read, 0, "something other than the descriptor's holders was waited for");
+        assert!(folder.is_empty(), "a start that was cut short after {after} ms left files");
+        assert!(!mentioned(&folder.0), "a start that was cut short after {after} ms left a process");
     }
 }
 

@@ -1,5 +1,6 @@
 //! The black-box tests, in one binary.
 
+mod commands;
 mod constraints;
 mod creates;
 mod demo;
