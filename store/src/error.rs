@@ -12,7 +12,7 @@ use sea_orm::sqlx::{self, error::DatabaseError, postgres::PgDatabaseError};
 use sea_orm::{ConnAcquireErr, DbErr, RuntimeErr};
 
 use crate::generated::constraints::Constraint;
-use crate::ids::SnapshotId;
+use crate::ids::{EdgeId, SnapshotId, WaitpointId};
 use crate::lifecycle::Operation;
 use crate::model::{ExecutionStatus, RunStatus};
 use crate::residency::{Residency, UnclassifiableId};
@@ -99,6 +99,29 @@ pub enum ErrorKind {
         /// The database of the run.
         run: Residency,
     },
+    /// A block edge names a waitpoint that is in no database. It must not count as done.
+    #[error("block edge {edge} names waitpoint {waitpoint}, which is in no database")]
+    DanglingBlocker {
+        /// The edge.
+        edge: EdgeId,
+        /// The waitpoint that is nowhere.
+        waitpoint: WaitpointId,
+    },
+    /// The relation leads to a table that only the control plane has; ask the control-plane resolver.
+    #[error("relation {relation} leads to the control plane and cannot be read in the run-ops database")]
+    ControlPlaneOnlyRelation {
+        /// The relation.
+        relation: &'static str,
+    },
+    /// A page cursor cannot be used for this list.
+    #[error("the page cursor {0}")]
+    InvalidCursor(CursorFault),
+    /// A transition hook failed; the whole transition was rolled back.
+    #[error("the transition hook failed: {0}")]
+    HookFailed(&'static str),
+    /// Another caller is creating a run with this idempotency key and did not finish in time.
+    #[error("the idempotency key is being claimed by another caller")]
+    ClaimUnavailable,
     /// The caller acted on a snapshot that is no longer the run's current one.
     #[error("the run has moved on: its current snapshot is another one")]
     StaleSnapshot {
@@ -165,19 +188,58 @@ pub enum ErrorKind {
     Driver,
 }
 
-/// A kind of row, for [`ErrorKind::NotFound`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// What is wrong with a page cursor.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CursorFault {
+    /// It is not a cursor, or it was changed on its way.
+    #[error("is damaged or was not made here")]
+    Malformed,
+    /// It was made by another list, or for another order.
+    #[error("belongs to another list")]
+    OtherList,
+}
+
+/// A kind of row.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum Entity {
     /// A run.
     Run,
+    /// An execution snapshot.
+    Snapshot,
+    /// A waitpoint.
+    Waitpoint,
+    /// A block edge.
+    Edge,
+    /// A batch.
+    Batch,
+    /// A batch item.
+    BatchItem,
+    /// An error of a batch.
+    BatchError,
+    /// A checkpoint.
+    Checkpoint,
+    /// An attempt of the old engine.
+    Attempt,
+    /// A waitpoint tag.
+    WaitpointTag,
 }
 
 impl fmt::Display for Entity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Entity::Run => f.write_str("run"),
-        }
+        f.write_str(match self {
+            Entity::Run => "run",
+            Entity::Snapshot => "execution snapshot",
+            Entity::Waitpoint => "waitpoint",
+            Entity::Edge => "block edge",
+            Entity::Batch => "batch",
+            Entity::BatchItem => "batch item",
+            Entity::BatchError => "batch error",
+            Entity::Checkpoint => "checkpoint",
+            Entity::Attempt => "attempt",
+            Entity::WaitpointTag => "waitpoint tag",
+        })
     }
 }
 
@@ -305,6 +367,7 @@ impl StoreError {
             | ErrorKind::TooManyConnections
             | ErrorKind::Disconnected
             | ErrorKind::ReadOnly
+            | ErrorKind::ClaimUnavailable
             | ErrorKind::OutOfResources(_) => true,
             ErrorKind::NotFound(_)
             | ErrorKind::UniqueViolation(_)
@@ -316,6 +379,10 @@ impl StoreError {
             | ErrorKind::UnclassifiableId(_)
             | ErrorKind::WrongStore { .. }
             | ErrorKind::CrossStoreReference { .. }
+            | ErrorKind::DanglingBlocker { .. }
+            | ErrorKind::ControlPlaneOnlyRelation { .. }
+            | ErrorKind::InvalidCursor(_)
+            | ErrorKind::HookFailed(_)
             | ErrorKind::StaleSnapshot { .. }
             | ErrorKind::IllegalTransition { .. }
             | ErrorKind::NotLocked

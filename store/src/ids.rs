@@ -350,6 +350,50 @@ plain_id! {
 }
 minted_id!(WaitpointId);
 
+plain_id! {
+    /// Id of a block edge ("this run waits for that waitpoint"). It lies beside the run that waits.
+    EdgeId
+}
+minted_id!(EdgeId);
+
+plain_id! {
+    /// Id of a checkpoint. It lies beside the run whose snapshot names it.
+    CheckpointId
+}
+minted_id!(CheckpointId);
+
+impl CheckpointId {
+    /// The public form, `checkpoint_` and the same body.
+    #[must_use]
+    pub fn friendly(&self) -> String {
+        format!("checkpoint_{}", self.0)
+    }
+}
+
+plain_id! {
+    /// Id of a batch item. It lies beside its batch.
+    BatchItemId
+}
+minted_id!(BatchItemId);
+
+plain_id! {
+    /// Id of an error of a batch. It lies beside its batch.
+    BatchErrorId
+}
+minted_id!(BatchErrorId);
+
+plain_id! {
+    /// Id of an attempt of the old engine. It lies beside its run.
+    AttemptId
+}
+minted_id!(AttemptId);
+
+plain_id! {
+    /// Id of a waitpoint tag. It tells nothing about the database of the row.
+    WaitpointTagId
+}
+minted_id!(WaitpointTagId);
+
 impl WaitpointId {
     /// The public form, `waitpoint_` and the same body.
     #[must_use]

@@ -34,47 +34,78 @@
 #![warn(clippy::wildcard_enum_match_arm)]
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used))]
 
+pub mod attempts;
+pub mod batches;
+pub mod checkpoints;
+pub mod claims;
 pub mod clock;
+pub mod create;
+pub mod edges;
 pub mod error;
+pub mod fields;
+pub mod find;
 mod generated;
 pub mod ids;
+pub mod keys;
 pub mod lifecycle;
 pub mod model;
 mod postgres;
 mod projection;
 pub mod read;
+pub mod relations;
 pub mod residency;
 mod routing;
 pub mod runs;
 pub mod snapshots;
+pub mod tags;
 pub mod topology;
+pub mod transitions;
+pub mod units;
+pub mod waitpoints;
 
+pub use attempts::Attempts;
+pub use batches::Batches;
+pub use checkpoints::Checkpoints;
+pub use claims::Claims;
 pub use clock::{Clock, SystemClock};
-pub use error::{Change, Entity, ErrorKind, InputProblem, SqlState, StoreError};
+pub use create::{
+    CreateCancelledRun, CreateFailedRun, CreateRun, CreateRunOutcome, CreatedRun, Environment, Idempotency, NewRun,
+    Parent, Payload, Schedule, SnapshotDetails, Start, Trace, Version,
+};
+pub use edges::Edges;
+pub use error::{Change, CursorFault, Entity, ErrorKind, InputProblem, SqlState, StoreError};
+pub use fields::RunFields;
+pub use find::{Direction, FindRuns, Order, OrderKey, RunFilter, RunLookup};
 pub use generated::constraints::{Constraint, ConstraintKind};
 pub use generated::schema_version::{CONTROL_PLANE_SCHEMA_VERSION, RUN_OPS_SCHEMA_VERSION};
 pub use ids::{
-    BatchFriendlyId, BatchId, EnvironmentId, Home, KsuidError, OrganizationId, ProjectId, QueueId, RunFriendlyId,
-    RunId, RunKey, SnapshotId, UnroutedRunFriendlyId, WaitpointId, WorkerId, WorkerTaskId,
+    AttemptId, BatchErrorId, BatchFriendlyId, BatchId, BatchItemId, CheckpointId, EdgeId, EnvironmentId, Home,
+    KsuidError, OrganizationId, ProjectId, QueueId, RunFriendlyId, RunId, RunKey, SnapshotId, UnroutedRunFriendlyId,
+    WaitpointId, WaitpointTagId, WorkerId, WorkerTaskId,
 };
-pub use lifecycle::{Effect, Event, Job, Operation, Transition, WaitpointOutput};
+pub use keys::IdempotencyKeys;
+pub use lifecycle::{Effect, Entry, Event, HookFailure, Job, Operation, Transition, TransitionHook, WaitpointOutput};
 pub use model::{
-    EngineVersion, EnvironmentType, ExecutionStatus, Run, RunReferences, RunRow, RunStatus, RunSummary, Snapshot,
-    SnapshotRow, Waitpoint, WaitpointRow, WaitpointStatus, WaitpointType, is_final,
+    Attempt, AttemptStatus, Batch, BatchError, BatchItem, BatchItemStatus, BatchRow, BatchStatus, Checkpoint,
+    CheckpointType, Edge, EdgeRow, EngineVersion, EnvironmentType, ExecutionStatus, Run, RunReferences, RunRow,
+    RunStatus, RunSummary, Snapshot, SnapshotRow, Waitpoint, WaitpointRow, WaitpointStatus, WaitpointTag,
+    WaitpointType, is_final,
 };
-pub use postgres::{ControlPlane, PgRunStore, RunOps, Schema, Twin};
+pub use postgres::{ControlPlane, Pair, PgRunStore, RunOps, Schema, Twin};
 pub use read::{Read, Token};
+pub use relations::Relations;
 pub use residency::{IdFault, Residency, Routable, UnclassifiableId, classify, is_classifiable};
 pub use routing::{Policy, Route, RoutingRunStore};
-pub use runs::{
-    BatchExpiry, CancelRun, CancelRunOutcome, CompleteAttemptSuccess, CreateCancelledRun, CreateFailedRun, CreateRun,
-    CreateRunOutcome, CreatedRun, Direction, Environment, ExpireRun, ExpireRunOutcome, ExpiredRun, FailRunPermanently,
-    FailedExpiry, FailedStatus, FindRuns, Idempotency, LockRunToWorker, MAX_IDS, MAX_INDEXED_TEXT, NewRun, Order,
-    OrderKey, Parent, Payload, RunFilter, RunLookup, Runs, Schedule, SkipReason, SnapshotDetails, Start, StartAttempt,
-    Trace, Usage, Version,
-};
+pub use runs::{MAX_IDS, MAX_INDEXED_TEXT, Runs};
 pub use snapshots::Snapshots;
+pub use tags::WaitpointTags;
 pub use topology::{Config, ConfigError, DatabaseConfig, Endpoint, SecretUrl, TopologyError, connect};
+pub use transitions::{
+    BatchExpiry, CancelRun, CancelRunOutcome, CompleteAttemptSuccess, ExpireRun, ExpireRunOutcome, ExpiredRun,
+    FailRunPermanently, FailedExpiry, FailedStatus, LockRunToWorker, SkipReason, StartAttempt, Transitions, Usage,
+};
+pub use units::Units;
+pub use waitpoints::Waitpoints;
 
 /// The README's example compiles.
 #[cfg(doctest)]
@@ -82,6 +113,38 @@ pub use topology::{Config, ConfigError, DatabaseConfig, Endpoint, SecretUrl, Top
 struct Readme;
 
 /// Everything the store offers, for one database or several. An application holds an `Arc<dyn RunStore>`.
-pub trait RunStore: Runs + Snapshots {}
+pub trait RunStore:
+    Runs
+    + Transitions
+    + Units
+    + Snapshots
+    + Waitpoints
+    + Edges
+    + Batches
+    + Checkpoints
+    + Attempts
+    + WaitpointTags
+    + IdempotencyKeys
+    + RunFields
+    + Relations
+    + Claims
+{
+}
 
-impl<T: Runs + Snapshots> RunStore for T {}
+impl<T> RunStore for T where
+    T: Runs
+        + Transitions
+        + Units
+        + Snapshots
+        + Waitpoints
+        + Edges
+        + Batches
+        + Checkpoints
+        + Attempts
+        + WaitpointTags
+        + IdempotencyKeys
+        + RunFields
+        + Relations
+        + Claims
+{
+}

@@ -5,12 +5,15 @@
 
 use std::fmt;
 
+use async_trait::async_trait;
 use chrono::{DateTime, Utc};
+use sea_orm::DatabaseTransaction;
 
+use crate::create::Payload;
 use crate::ids::{BatchId, RunId, SnapshotId, WaitpointId};
 use crate::model::{ExecutionStatus, RunStatus, Snapshot};
 use crate::read::Token;
-use crate::runs::Payload;
+use crate::residency::Residency;
 
 use ExecutionStatus::{
     Delayed, Executing, ExecutingWithWaitpoints, Finished, PendingCancel, PendingExecuting, Queued, QueuedExecuting,
@@ -41,6 +44,34 @@ pub enum Operation {
     ExpireRun,
     /// Many runs expire at once.
     ExpireRunsBatch,
+    /// A run that waited too long for a worker version expires.
+    ExpireParkedRun,
+    /// A failed attempt is tried again by the process that has the run.
+    RetryInPlace,
+    /// A run goes back into the queue.
+    RequeueRun,
+    /// A run that was queued while a worker still has it won its slot back.
+    ResumeQueuedExecuting,
+    /// No worker version can run it yet: it waits for one.
+    ParkPendingVersion,
+    /// The worker version that it waited for is there.
+    PromotePendingVersionRun,
+    /// Its process image is stored, nothing runs.
+    SuspendForCheckpoint,
+    /// A worker has restored its process image.
+    ResumeFromCheckpoint,
+    /// A delayed run is moved to another date.
+    RescheduleRun,
+    /// The date of a delayed run has come.
+    EnqueueDelayedRun,
+    /// A run is held up by a waitpoint.
+    MarkBlocked,
+    /// Everything that a run waited for is done.
+    ResumeUnblockedRun,
+    /// An illegal move is written down, for readers of the log only.
+    RecordInvalidSnapshot,
+    /// A caller's own unit writes a snapshot.
+    CreateExecutionSnapshot,
 }
 
 impl Operation {
@@ -58,6 +89,20 @@ impl Operation {
             Operation::CancelRun => "cancel_run",
             Operation::ExpireRun => "expire_run",
             Operation::ExpireRunsBatch => "expire_runs_batch",
+            Operation::ExpireParkedRun => "expire_parked_run",
+            Operation::RetryInPlace => "retry_in_place",
+            Operation::RequeueRun => "requeue_run",
+            Operation::ResumeQueuedExecuting => "resume_queued_executing",
+            Operation::ParkPendingVersion => "park_pending_version",
+            Operation::PromotePendingVersionRun => "promote_pending_version_run",
+            Operation::SuspendForCheckpoint => "suspend_for_checkpoint",
+            Operation::ResumeFromCheckpoint => "resume_from_checkpoint",
+            Operation::RescheduleRun => "reschedule_run",
+            Operation::EnqueueDelayedRun => "enqueue_delayed_run",
+            Operation::MarkBlocked => "mark_blocked",
+            Operation::ResumeUnblockedRun => "resume_unblocked_run",
+            Operation::RecordInvalidSnapshot => "record_invalid_snapshot",
+            Operation::CreateExecutionSnapshot => "create_execution_snapshot",
         }
     }
 
@@ -130,7 +175,30 @@ pub const TRANSITIONS: &[(Operation, Sources, ExecutionStatus)] = &[
     ),
     (Operation::ExpireRun, Sources::States(&[Queued]), Finished),
     (Operation::ExpireRunsBatch, Sources::States(&[Queued]), Finished),
+    (Operation::ExpireParkedRun, Sources::States(&[RunCreated]), Finished),
+    (Operation::RetryInPlace, Sources::States(EXECUTING), Executing),
+    (Operation::RequeueRun, Sources::States(&[Queued, PendingExecuting, Executing, ExecutingWithWaitpoints]), Queued),
+    (Operation::ResumeQueuedExecuting, Sources::States(&[QueuedExecuting]), Executing),
+    (Operation::ParkPendingVersion, Sources::States(&[Queued]), RunCreated),
+    (Operation::PromotePendingVersionRun, Sources::States(&[RunCreated]), Queued),
+    (Operation::PromotePendingVersionRun, Sources::States(&[RunCreated]), Delayed),
+    (
+        Operation::SuspendForCheckpoint,
+        Sources::States(&[RunCreated, Queued, Executing, ExecutingWithWaitpoints]),
+        Suspended,
+    ),
+    (Operation::SuspendForCheckpoint, Sources::States(&[QueuedExecuting]), Queued),
+    (Operation::ResumeFromCheckpoint, Sources::States(&[PendingExecuting]), Executing),
+    (Operation::RescheduleRun, Sources::States(&[RunCreated, Delayed]), Delayed),
+    (Operation::RescheduleRun, Sources::States(&[RunCreated]), RunCreated),
+    (Operation::EnqueueDelayedRun, Sources::States(&[RunCreated, Delayed]), Queued),
+    (Operation::MarkBlocked, Sources::States(&[Executing]), ExecutingWithWaitpoints),
+    (Operation::ResumeUnblockedRun, Sources::States(&[ExecutingWithWaitpoints]), Executing),
+    (Operation::ResumeUnblockedRun, Sources::States(&[Suspended]), Queued),
 ];
+
+/// The states in which a worker is running the run.
+const EXECUTING: &[ExecutionStatus] = &[Executing, ExecutingWithWaitpoints];
 
 /// Whether a worker has the run in this state, so that it has to be told before the run can end.
 pub(crate) fn is_with_a_worker(state: ExecutionStatus) -> bool {
@@ -165,6 +233,20 @@ pub enum Effect {
     Publish {
         /// The run.
         run: RunId,
+        /// Whether it was there before.
+        entry: Entry,
+    },
+    /// Give the run's claimed message back to the queue. A refusal means that the run has to fail.
+    Nack {
+        /// The run.
+        run: RunId,
+        /// Not to be handed out before.
+        not_before: Option<DateTime<Utc>>,
+    },
+    /// Give the run's concurrency slot back.
+    ReleaseConcurrency {
+        /// The run.
+        run: RunId,
     },
     /// The queue need not keep the run's message any longer.
     Ack {
@@ -190,6 +272,12 @@ pub enum Effect {
         beside: RunId,
         /// With what it is completed.
         output: WaitpointOutput,
+    },
+    /// A waitpoint of this run is done; see whether the run can go on, with
+    /// [`resume_unblocked_run`](crate::Transitions::resume_unblocked_run).
+    ContinueRun {
+        /// The run.
+        run: RunId,
     },
     /// Tell the worker that has the run to look at its state.
     NotifyWorker {
@@ -217,8 +305,12 @@ pub enum Effect {
 /// Puts effects in the order in which they are to be carried out: queue, waitpoint, events, jobs of others, timers.
 pub(crate) fn in_order(effects: &mut [Effect]) {
     effects.sort_by_key(|effect| match effect {
-        Effect::Publish { .. } | Effect::Ack { .. } | Effect::NotifyWorker { .. } => 0,
-        Effect::CompleteWaitpoint { .. } => 1,
+        Effect::Publish { .. }
+        | Effect::Nack { .. }
+        | Effect::Ack { .. }
+        | Effect::ReleaseConcurrency { .. }
+        | Effect::NotifyWorker { .. } => 0,
+        Effect::CompleteWaitpoint { .. } | Effect::ContinueRun { .. } => 1,
         Effect::Emit(_) => 2,
         Effect::TryCompleteBatch { .. } | Effect::CancelChildren { .. } => 3,
         Effect::Arm { .. } => 4,
@@ -226,8 +318,65 @@ pub(crate) fn in_order(effects: &mut [Effect]) {
     });
 }
 
-/// A timed job about one run. There is at most one of each kind for a run.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+/// Called inside the store's transaction, on the run's own database, just before it commits.
+///
+/// A hook can turn effects into rows of its own (a queue message, an outbox entry) and take them out of the list: they are
+/// then committed with the change, or not at all. Effects that stay in the list are the caller's to carry out.
+///
+/// With a hook a transition is an interactive transaction; without one it needs none (see [`Transitions`]). A hook is
+/// called again where an operation is repeated, so what it writes has to be keyed by what the effect is about.
+///
+/// [`Transitions`]: crate::Transitions
+#[async_trait]
+pub trait TransitionHook: Send + Sync + fmt::Debug {
+    /// Writes what belongs to the change.
+    ///
+    /// `transaction` is the store's: statements on it commit with the change. It must not be ended or be asked about rows
+    /// of another database. `at` is the database it is on.
+    ///
+    /// # Errors
+    /// A [`HookFailure`] rolls the whole transition back; the caller gets `HookFailed` with the reason. So does a
+    /// statement of the hook that failed and was passed over, as whatever the database reports.
+    async fn before_commit(
+        &self,
+        transaction: &DatabaseTransaction,
+        at: Residency,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), HookFailure>;
+}
+
+/// Why a hook failed.
+///
+/// The reason is a fixed text, so that nothing of a row or an address can get into an error; a hook logs the rest itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct HookFailure(&'static str);
+
+impl HookFailure {
+    /// A failure for this reason.
+    #[must_use]
+    pub const fn new(reason: &'static str) -> Self {
+        Self(reason)
+    }
+
+    /// The reason.
+    #[must_use]
+    pub const fn reason(&self) -> &'static str {
+        self.0
+    }
+}
+
+/// How a run comes into the queue.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Entry {
+    /// For the first time: its time to live counts from now.
+    First,
+    /// Again: it was handed out before and does not expire any more.
+    Again,
+}
+
+/// A timed job about one run or waitpoint. There is at most one of each kind for each of them.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum Job {
     /// Put a delayed run into the queue.
@@ -236,6 +385,10 @@ pub enum Job {
     ExpireRun(RunId),
     /// See whether the worker that has the run is still alive.
     Heartbeat(RunId),
+    /// Expire a run that still waits for a worker version.
+    ExpireParked(RunId),
+    /// Complete a waitpoint whose date has come or whose time is up.
+    FinishWaitpoint(WaitpointId),
 }
 
 /// With what a waitpoint is completed.
@@ -303,6 +456,45 @@ pub enum Event {
         run: RunId,
         /// Its final status.
         status: RunStatus,
+    },
+    /// The run's status changed, and it is not over.
+    RunStatusChanged {
+        /// The run.
+        run: RunId,
+        /// Its status.
+        status: RunStatus,
+    },
+    /// An attempt failed and the run goes on.
+    RetryScheduled {
+        /// The run.
+        run: RunId,
+        /// The attempt that failed.
+        attempt: i32,
+        /// When the next may begin.
+        at: DateTime<Utc>,
+    },
+    /// A delayed run entered the queue.
+    RunEnqueuedAfterDelay {
+        /// The run.
+        run: RunId,
+    },
+    /// A delayed run was moved.
+    DelayRescheduled {
+        /// The run.
+        run: RunId,
+        /// Its new date.
+        until: DateTime<Utc>,
+    },
+    /// A waitpoint was completed that a span of the waiting run stands for.
+    CachedRunCompleted {
+        /// The run that waits.
+        run: RunId,
+        /// The span to complete.
+        span_id: String,
+        /// The waitpoint.
+        waitpoint: WaitpointId,
+        /// Whether its output describes a failure.
+        is_error: bool,
     },
 }
 

@@ -3,18 +3,27 @@
 //! They are the types generated from the control-plane schema, whichever database a row came from. Their id fields are
 //! plain text as the database holds it, unparsed; the accessors of [`RunRow`] and [`SnapshotRow`] give typed ids.
 
+pub use entities_control::batch_task_run::Model as Batch;
+pub use entities_control::batch_task_run_error::Model as BatchError;
+pub use entities_control::batch_task_run_item::Model as BatchItem;
 pub use entities_control::sea_orm_active_enums::{
-    RunEngineVersion as EngineVersion, RuntimeEnvironmentType as EnvironmentType,
-    TaskRunExecutionStatus as ExecutionStatus, TaskRunStatus as RunStatus, WaitpointStatus, WaitpointType,
+    BatchTaskRunItemStatus as BatchItemStatus, BatchTaskRunStatus as BatchStatus, RunEngineVersion as EngineVersion,
+    RuntimeEnvironmentType as EnvironmentType, TaskRunAttemptStatus as AttemptStatus,
+    TaskRunCheckpointType as CheckpointType, TaskRunExecutionStatus as ExecutionStatus, TaskRunStatus as RunStatus,
+    WaitpointStatus, WaitpointType,
 };
 pub use entities_control::task_run::Model as Run;
+pub use entities_control::task_run_attempt::Model as Attempt;
+pub use entities_control::task_run_checkpoint::Model as Checkpoint;
 pub use entities_control::task_run_execution_snapshot::Model as Snapshot;
+pub use entities_control::task_run_waitpoint::Model as Edge;
 pub use entities_control::waitpoint::Model as Waitpoint;
+pub use entities_control::waitpoint_tag::Model as WaitpointTag;
 
 use sea_orm::prelude::DateTimeWithTimeZone;
 use sea_orm::{DerivePartialModel, EntityTrait};
 
-use crate::ids::{BatchId, EnvironmentId, OrganizationId, ProjectId, RunId, SnapshotId, WaitpointId};
+use crate::ids::{BatchId, EdgeId, EnvironmentId, OrganizationId, ProjectId, RunId, SnapshotId, WaitpointId};
 use crate::residency::UnclassifiableId;
 
 /// Typed ids of a run row.
@@ -128,6 +137,54 @@ impl WaitpointRow for Waitpoint {
     }
 }
 
+/// Typed ids of a block edge.
+pub trait EdgeRow {
+    /// The edge's id.
+    ///
+    /// # Errors
+    /// [`UnclassifiableId`] if the stored text is no id.
+    fn edge_id(&self) -> Result<EdgeId, UnclassifiableId>;
+    /// The run that waits.
+    ///
+    /// # Errors
+    /// [`UnclassifiableId`] if the stored text is no run id.
+    fn run_id(&self) -> Result<RunId, UnclassifiableId>;
+    /// The waitpoint it waits for, which may lie in another database.
+    ///
+    /// # Errors
+    /// [`UnclassifiableId`] if the stored text is no id.
+    fn waitpoint_id(&self) -> Result<WaitpointId, UnclassifiableId>;
+}
+
+impl EdgeRow for Edge {
+    fn edge_id(&self) -> Result<EdgeId, UnclassifiableId> {
+        self.id.parse()
+    }
+
+    fn run_id(&self) -> Result<RunId, UnclassifiableId> {
+        self.task_run_id.parse()
+    }
+
+    fn waitpoint_id(&self) -> Result<WaitpointId, UnclassifiableId> {
+        self.waitpoint_id.parse()
+    }
+}
+
+/// Typed id of a batch row.
+pub trait BatchRow {
+    /// The batch's id.
+    ///
+    /// # Errors
+    /// [`UnclassifiableId`] if the stored text is no batch id.
+    fn batch_id(&self) -> Result<BatchId, UnclassifiableId>;
+}
+
+impl BatchRow for Batch {
+    fn batch_id(&self) -> Result<BatchId, UnclassifiableId> {
+        self.id.parse()
+    }
+}
+
 /// The columns of a run that lists show: everything a list can be ordered by, and no payload, output or other wide text.
 #[derive(Clone, Debug, PartialEq, DerivePartialModel)]
 #[sea_orm(entity = "entities_control::task_run::Entity")]
@@ -192,15 +249,25 @@ pub fn is_final(status: RunStatus) -> bool {
     }
 }
 
-/// The canonical entity of runs.
-pub(crate) type RunEntity = entities_control::task_run::Entity;
-/// The canonical columns of runs.
-pub(crate) type RunColumn = <RunEntity as EntityTrait>::Column;
-/// The canonical entity of snapshots.
-pub(crate) type SnapshotEntity = entities_control::task_run_execution_snapshot::Entity;
-/// The canonical columns of snapshots.
-pub(crate) type SnapshotColumn = <SnapshotEntity as EntityTrait>::Column;
-/// The canonical entity of waitpoints.
-pub(crate) type WaitpointEntity = entities_control::waitpoint::Entity;
-/// The canonical columns of waitpoints.
-pub(crate) type WaitpointColumn = <WaitpointEntity as EntityTrait>::Column;
+/// The canonical entities and their columns.
+macro_rules! canonical {
+    ($($table:ident: $entity:ident, $column:ident;)*) => {
+        $(
+            pub(crate) type $entity = entities_control::$table::Entity;
+            pub(crate) type $column = <$entity as EntityTrait>::Column;
+        )*
+    };
+}
+
+canonical! {
+    task_run: RunEntity, RunColumn;
+    task_run_execution_snapshot: SnapshotEntity, SnapshotColumn;
+    waitpoint: WaitpointEntity, WaitpointColumn;
+    task_run_waitpoint: EdgeEntity, EdgeColumn;
+    task_run_checkpoint: CheckpointEntity, CheckpointColumn;
+    task_run_attempt: AttemptEntity, AttemptColumn;
+    batch_task_run: BatchEntity, BatchColumn;
+    batch_task_run_item: BatchItemEntity, BatchItemColumn;
+    batch_task_run_error: BatchErrorEntity, BatchErrorColumn;
+    waitpoint_tag: WaitpointTagEntity, WaitpointTagColumn;
+}

@@ -5,8 +5,8 @@ use std::cmp::Ordering;
 use chrono::{DateTime, FixedOffset};
 use sea_orm::{EntityTrait, FromQueryResult, PartialModelTrait, QuerySelect, Select};
 
+use crate::find::{Direction, Order, OrderKey};
 use crate::model::{Run, RunColumn, RunSummary};
-use crate::runs::{Direction, Order, OrderKey};
 
 /// A shape in which a run can be read: it says its columns and gives the values that lists are ordered by.
 pub(crate) trait Projection: FromQueryResult + Send {

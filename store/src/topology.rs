@@ -17,6 +17,7 @@ use crate::RunStore;
 use crate::clock::{Clock, SystemClock};
 use crate::error::{ErrorKind, SqlState, classify_sqlx};
 use crate::generated::schema_version::{CONTROL_PLANE_SCHEMA_VERSION, RUN_OPS_SCHEMA_VERSION};
+use crate::lifecycle::TransitionHook;
 use crate::postgres::{ControlPlane, Database, PgRunStore, RunOps, Schema};
 use crate::residency::Residency;
 use crate::routing::{Policy, RoutingRunStore};
@@ -34,6 +35,8 @@ pub struct Config {
     pub run_ops: Option<DatabaseConfig>,
     /// Stamps rows.
     pub clock: Arc<dyn Clock>,
+    /// Takes part in every transaction that changes a run, in either database; none if absent.
+    pub hook: Option<Arc<dyn TransitionHook>>,
 }
 
 /// One database.
@@ -133,7 +136,7 @@ impl Config {
     /// All runs in one database.
     #[must_use]
     pub fn single(control_plane: DatabaseConfig) -> Self {
-        Self { control_plane, run_ops: None, clock: Arc::new(SystemClock) }
+        Self { control_plane, run_ops: None, clock: Arc::new(SystemClock), hook: None }
     }
 
     /// Runs in two databases.
@@ -310,7 +313,7 @@ impl fmt::Display for Endpoint {
 pub async fn connect(config: &Config) -> Result<Arc<dyn RunStore>, TopologyError> {
     let Some(run_ops) = &config.run_ops else {
         let store = PgRunStore::<ControlPlane>::connect(&config.control_plane).await?;
-        return Ok(Arc::new(store.with_clock(Arc::clone(&config.clock))));
+        return Ok(Arc::new(store.configured(config)));
     };
     let (first, second) = try_join(
         probe(primary(Residency::ControlPlane), &config.control_plane),
@@ -323,13 +326,22 @@ pub async fn connect(config: &Config) -> Result<Arc<dyn RunStore>, TopologyError
     let (control_plane, run_ops) =
         try_join(single::<ControlPlane>(&config.control_plane, &first), single::<RunOps>(run_ops, &second)).await?;
     let members: Vec<(Residency, Arc<dyn RunStore>)> = vec![
-        (Residency::ControlPlane, Arc::new(control_plane.with_clock(Arc::clone(&config.clock)))),
-        (Residency::RunOps, Arc::new(run_ops.with_clock(Arc::clone(&config.clock)))),
+        (Residency::ControlPlane, Arc::new(control_plane.configured(config))),
+        (Residency::RunOps, Arc::new(run_ops.configured(config))),
     ];
     Ok(Arc::new(RoutingRunStore::new(Policy::DEFAULT, members)?))
 }
 
 impl<S: Schema> PgRunStore<S> {
+    /// With the clock and the hook of a configuration.
+    fn configured(self, config: &Config) -> Self {
+        let store = self.with_clock(Arc::clone(&config.clock));
+        match &config.hook {
+            Some(hook) => store.with_hook(Arc::clone(hook)),
+            None => store,
+        }
+    }
+
     /// Opens one database, after asking its servers who they are.
     ///
     /// # Errors

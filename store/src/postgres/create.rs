@@ -8,14 +8,14 @@ use super::input::{
 };
 use super::schema::{Schema, Twin};
 use super::transitions::completed;
+use crate::create::{
+    CreateCancelledRun, CreateFailedRun, CreateRun, CreateRunOutcome, CreatedRun, NewRun, SnapshotDetails, Start,
+};
 use crate::error::{ErrorKind, InputProblem, Result, StoreError};
 use crate::generated::constraints::Constraint;
 use crate::ids::{RunId, SnapshotId};
-use crate::lifecycle::{Effect, Event, Job, Operation, Transition, WaitpointOutput, in_order};
+use crate::lifecycle::{Effect, Entry, Event, Job, Operation, Transition, WaitpointOutput, in_order};
 use crate::model::{ExecutionStatus, Run, RunStatus, Snapshot, Waitpoint};
-use crate::runs::{
-    CreateCancelledRun, CreateFailedRun, CreateRun, CreateRunOutcome, CreatedRun, NewRun, SnapshotDetails, Start,
-};
 
 pub(super) async fn create_run<S: Schema>(store: &PgRunStore<S>, input: CreateRun) -> Result<CreateRunOutcome> {
     let operation = Operation::CreateRun;
@@ -41,7 +41,7 @@ pub(super) async fn create_run<S: Schema>(store: &PgRunStore<S>, input: CreateRu
         Start::Queued => {
             row.queued_at = Some(now);
             row.queue_timestamp.get_or_insert(now);
-            effects.push(Effect::Publish { run: id });
+            effects.push(Effect::Publish { run: id, entry: Entry::First });
         }
         Start::Delayed { until } => {
             row.delay_until = Some(stamp(until));
@@ -162,9 +162,8 @@ async fn insert<S: Schema>(
         }));
     }
     in_order(&mut effects);
-    match store.database.execute(operation.name(), &together(inserts)).await {
-        Ok(_) => (),
-        Err(error) => return taken(error),
+    if let Err(error) = store.commit(operation.name(), &together(inserts), &mut effects).await {
+        return taken(error);
     }
     Ok(CreateRunOutcome::Created(Box::new(Transition {
         value: CreatedRun { run, associated_waitpoint: waitpoint },

@@ -9,6 +9,7 @@ use sea_orm::{
 };
 
 use crate::error::{ErrorKind, Phase, Result, StoreError};
+use crate::lifecycle::{Effect, TransitionHook};
 use crate::read::{Read, Token};
 use crate::residency::Residency;
 
@@ -49,7 +50,17 @@ impl Database {
         read: Read,
         query: &impl StatementBuilder,
     ) -> Result<Vec<M>> {
-        let statement = DbBackend::Postgres.build(query);
+        let rows = self.rows(operation, read, DbBackend::Postgres.build(query)).await?;
+        decode(rows).map_err(|error| self.decode_error(operation, &error))
+    }
+
+    /// As [`Database::all`], not decoded.
+    pub(crate) async fn rows(
+        &self,
+        operation: &'static str,
+        read: Read,
+        statement: Statement,
+    ) -> Result<Vec<QueryResult>> {
         let copy = self.copy(read);
         let rows = match copy.query_all_raw(statement.clone()).await {
             Err(error) if self.is_lost(operation, copy, &error) => {
@@ -58,8 +69,12 @@ impl Database {
             }
             answer => answer,
         };
-        let failed = |error| self.error(operation, copy, Phase::Uncommitted, &error);
-        decode(rows.map_err(failed)?).map_err(failed)
+        rows.map_err(|error| self.error(operation, copy, Phase::Uncommitted, &error))
+    }
+
+    /// The error of a row that could not be decoded.
+    pub(crate) fn decode_error(&self, operation: &'static str, error: &DbErr) -> StoreError {
+        self.error(operation, &self.primary, Phase::Uncommitted, error)
     }
 
     /// The first row of a read, if there is one; tried again as in [`Database::all`].
@@ -76,6 +91,18 @@ impl Database {
     pub(crate) async fn execute(&self, operation: &'static str, query: &impl StatementBuilder) -> Result<ExecResult> {
         match self.primary.execute_raw(DbBackend::Postgres.build(query)).await {
             Ok(done) => Ok(done),
+            Err(error) => Err(self.failed_write(operation, Phase::Committing, &error).await),
+        }
+    }
+
+    /// As [`Database::execute`], for a statement that answers with rows.
+    pub(crate) async fn write<M: FromQueryResult>(
+        &self,
+        operation: &'static str,
+        query: &impl StatementBuilder,
+    ) -> Result<Vec<M>> {
+        match self.primary.query_all_raw(DbBackend::Postgres.build(query)).await {
+            Ok(rows) => decode(rows).map_err(|error| self.decode_error(operation, &error)),
             Err(error) => Err(self.failed_write(operation, Phase::Committing, &error).await),
         }
     }
@@ -170,6 +197,17 @@ impl Unit<'_> {
             let error = self.database.error(self.operation, &self.database.primary, Phase::Uncommitted, &error);
             tracing::debug!(%error, "the connection broke while a transaction was rolled back");
         }
+    }
+
+    /// Lets the hook do its part, and sees to it that a transaction it broke is not taken for one that commits.
+    pub(crate) async fn run_hook(&self, hook: &dyn TransitionHook, effects: &mut Vec<Effect>) -> Result<()> {
+        let residency = self.database.residency;
+        if let Err(failure) = hook.before_commit(&self.transaction, residency, effects).await {
+            return Err(StoreError::new(self.operation, Some(residency), ErrorKind::HookFailed(failure.reason())));
+        }
+        // Fails in a transaction that a statement has broken; COMMIT would answer well and roll back.
+        self.rows(Statement::from_string(DbBackend::Postgres, "SELECT 1")).await?;
+        Ok(())
     }
 
     /// An error of a row that could not be decoded by hand.

@@ -10,14 +10,15 @@ use super::PgRunStore;
 use super::database::Unit;
 use super::input::{json, present, stamp, within};
 use super::schema::Schema;
-use super::transition::{Carry, Current, Decision, Done, Next, transition};
+use super::transition::{Carry, Current, Decision, Done, Edges, Next, transition};
 use super::transitions::{completed, ending, member_ended, wake_ups};
+use crate::create::SnapshotDetails;
 use crate::error::Result;
 use crate::ids::{BatchId, RunId, SnapshotId, WaitpointId};
-use crate::lifecycle::{Effect, Event, Job, Operation, Transition, WaitpointOutput, in_order};
+use crate::lifecycle::{Effect, Event, Job, Operation, WaitpointOutput, in_order};
 use crate::model::{ExecutionStatus, RunColumn, RunStatus};
 use crate::residency::Routable;
-use crate::runs::{BatchExpiry, ExpireRun, ExpireRunOutcome, ExpiredRun, FailedExpiry, SkipReason, SnapshotDetails};
+use crate::transitions::{BatchExpiry, ExpireRun, ExpireRunOutcome, ExpiredRun, FailedExpiry, SkipReason};
 
 /// Ids handled in one transaction.
 const CHUNK: usize = 1_000;
@@ -35,26 +36,24 @@ pub(super) async fn expire_run<S: Schema>(
         let is_over = current.run.status == RunStatus::Expired && current.state() == Some(ExecutionStatus::Finished);
         if is_over {
             let effects = wake_ups(id, &current);
-            let Current { run, snapshot, .. } = current;
-            return Ok(Decision::Leave(Box::new(move |token| {
-                ExpireRunOutcome::Expired(Box::new(Transition { value: run, snapshot, effects, token }))
-            })));
+            return Ok(Decision::leave(current, effects, ExpireRunOutcome::Expired));
         }
         if let Err(reason) = eligible(current.run.status, current.run.locked_by_id.is_some(), current.state()) {
-            return Ok(Decision::Leave(Box::new(move |_| ExpireRunOutcome::Skipped(reason))));
+            return Ok(Decision::leave(current, Vec::new(), move |_| ExpireRunOutcome::Skipped(reason)));
         }
         let mut run = current.run.clone();
         run.status = RunStatus::Expired;
         run.expired_at = Some(stamp(expired_at));
         run.completed_at = Some(stamp(expired_at));
         let effects = ending(id, &current, &run, true, WaitpointOutput::failure(&error));
-        run.error = present(Some(error));
+        run.error = present(Some(error.clone()));
         Ok(Decision::Become(Box::new(Next {
             run,
             columns: &[RunColumn::Status, RunColumn::ExpiredAt, RunColumn::CompletedAt, RunColumn::Error],
             state: ExecutionStatus::Finished,
             description: DESCRIPTION,
-            carry: Carry::Nothing,
+            carry: Carry::NOTHING,
+            edges: Edges::Stay,
             effects,
         })))
     });
@@ -197,11 +196,13 @@ async fn expire_chunk<S: Schema>(
         }
     }
     in_order(&mut expiry.effects);
-    if write.runs.is_empty() {
+    let has_work = !write.runs.is_empty() || (store.hook.is_some() && !expiry.effects.is_empty());
+    if !has_work {
         unit.abandon().await;
         return Ok(expiry);
     }
     unit.rows(write.statement(input, store.clock.now())).await?;
+    store.run_hook(&unit, &mut expiry.effects).await?;
     expiry.token = unit.commit().await?;
     Ok(expiry)
 }

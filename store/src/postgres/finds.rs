@@ -3,19 +3,19 @@
 use std::collections::HashMap;
 
 use sea_orm::sea_query::extension::postgres::{PgBinOper, PgFunc};
-use sea_orm::sea_query::{ArrayType, Expr, ExprTrait, SelectStatement, Value};
+use sea_orm::sea_query::{Expr, ExprTrait, SelectStatement};
 use sea_orm::{ActiveEnum, ColumnTrait, Condition, DbErr, QueryFilter, QueryOrder, QuerySelect, QueryTrait, Select};
 
 use super::PgRunStore;
 use super::input::{stamp_up, text, within};
-use super::schema::{Schema, Twin};
+use super::schema::{Schema, Twin, text_array};
 use crate::error::{ErrorKind, Phase, Result, StoreError};
+use crate::find::{Direction, FindRuns, Order, OrderKey, RunFilter, RunLookup};
 use crate::ids::{Home, RunId, RunKey};
 use crate::model::{Run, RunColumn, RunStatus};
 use crate::projection::{Projection, tie_break};
 use crate::read::Read;
 use crate::residency::Routable;
-use crate::runs::{Direction, FindRuns, Order, OrderKey, RunFilter, RunLookup};
 
 /// Ids in one statement.
 const CHUNK: usize = 1_000;
@@ -188,9 +188,4 @@ fn any_status(statuses: &[RunStatus]) -> Expr {
     let labels = statuses.iter().map(|status| status.to_value().value.into_owned()).collect();
     let labels = Expr::val(text_array(labels)).as_enum("task_run_status[]");
     RunColumn::Status.into_expr().eq(PgFunc::any(labels))
-}
-
-fn text_array(values: Vec<String>) -> Value {
-    let values = values.into_iter().map(Value::from).collect();
-    Value::Array(ArrayType::String, Some(Box::new(values)))
 }

@@ -5,13 +5,14 @@ use sea_orm::prelude::DateTimeWithTimeZone;
 use serde_json::Value as Json;
 
 use crate::clock::micros;
+use crate::create::{NewRun, Payload, SnapshotDetails};
 use crate::error::{ErrorKind, InputProblem};
 use crate::ids::WaitpointId;
 use crate::model::{
     EngineVersion, ExecutionStatus, Run, RunStatus, Snapshot, Waitpoint, WaitpointStatus, WaitpointType,
 };
 use crate::residency::{Residency, Routable};
-use crate::runs::{MAX_IDS, MAX_INDEXED_TEXT, NewRun, Payload, SnapshotDetails};
+use crate::runs::{MAX_IDS, MAX_INDEXED_TEXT};
 
 type Checked = Result<(), ErrorKind>;
 
@@ -343,7 +344,7 @@ pub(super) fn run_row(run: NewRun, status: RunStatus, now: DateTimeWithTimeZone)
 /// The first snapshot of a run.
 pub(super) fn first_snapshot(
     run: &Run,
-    environment: &crate::runs::Environment,
+    environment: &crate::create::Environment,
     state: ExecutionStatus,
     details: SnapshotDetails,
     description: &str,

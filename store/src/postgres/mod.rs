@@ -1,14 +1,25 @@
 //! One database: the contract over the tables of either schema.
 
+mod attempts;
+mod batches;
+mod checkpoints;
+mod claims;
 mod create;
 mod database;
+mod edges;
 mod expire;
+mod fields;
 mod finds;
 mod input;
+mod keys;
+mod relations;
 mod schema;
 mod snapshots;
+mod tags;
 mod transition;
 mod transitions;
+mod units;
+mod waitpoints;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -16,25 +27,29 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use sea_orm::{ExecResult, StatementBuilder};
 
 use crate::clock::{Clock, SystemClock};
+use crate::create::{CreateCancelledRun, CreateFailedRun, CreateRun, CreateRunOutcome};
 use crate::error::{Entity, ErrorKind, Result, StoreError};
-use crate::ids::{EnvironmentId, RunId};
-use crate::lifecycle::{Operation, Transition};
-use crate::model::{Run, RunSummary, Snapshot};
+use crate::find::{FindRuns, RunFilter, RunLookup};
+use crate::ids::RunId;
+use crate::lifecycle::{Effect, Operation, Transition, TransitionHook};
+use crate::model::{Run, RunSummary};
 use crate::read::Read;
 use crate::residency::Residency;
-use crate::runs::{
-    BatchExpiry, CancelRun, CancelRunOutcome, CompleteAttemptSuccess, CreateCancelledRun, CreateFailedRun, CreateRun,
-    CreateRunOutcome, ExpireRun, ExpireRunOutcome, FailRunPermanently, FindRuns, LockRunToWorker, RunFilter, RunLookup,
-    Runs, StartAttempt,
+use crate::runs::Runs;
+use crate::transitions::{
+    BatchExpiry, CancelRun, CancelRunOutcome, CompleteAttemptSuccess, ExpireRun, ExpireRunOutcome, FailRunPermanently,
+    LockRunToWorker, StartAttempt, Transitions,
 };
-use crate::snapshots::Snapshots;
 
 pub(crate) use database::Database;
+use database::Unit;
 pub(crate) use finds::check;
 pub(crate) use input::within;
-pub use schema::{ControlPlane, RunOps, Schema, Twin};
+pub use schema::{ControlPlane, Pair, RunOps, Schema, Twin};
+use transition::Texts;
 
 /// The run store over one database, whose schema is `S`.
 ///
@@ -43,18 +58,51 @@ pub use schema::{ControlPlane, RunOps, Schema, Twin};
 pub struct PgRunStore<S: Schema> {
     database: Database,
     clock: Arc<dyn Clock>,
+    hook: Option<Arc<dyn TransitionHook>>,
+    texts: Texts,
     schema: PhantomData<S>,
 }
 
 impl<S: Schema> PgRunStore<S> {
     pub(crate) fn new(database: Database) -> Self {
-        Self { database, clock: Arc::new(SystemClock), schema: PhantomData }
+        Self { database, clock: Arc::new(SystemClock), hook: None, texts: Texts::default(), schema: PhantomData }
     }
 
     /// Stamps rows by another clock than the machine's.
     #[must_use]
     pub fn with_clock(self, clock: Arc<dyn Clock>) -> Self {
         Self { clock, ..self }
+    }
+
+    /// Lets `hook` take part in every transaction that changes a run.
+    #[must_use]
+    pub fn with_hook(self, hook: Arc<dyn TransitionHook>) -> Self {
+        Self { hook: Some(hook), ..self }
+    }
+
+    /// Lets the hook do its part in a transaction, if there is one.
+    async fn run_hook(&self, unit: &Unit<'_>, effects: &mut Vec<Effect>) -> Result<()> {
+        match &self.hook {
+            Some(hook) => unit.run_hook(hook.as_ref(), effects).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Commits one statement: by itself, or in a transaction with what the hook makes of the effects.
+    async fn commit(
+        &self,
+        operation: &'static str,
+        statement: &(impl StatementBuilder + Sync),
+        effects: &mut Vec<Effect>,
+    ) -> Result<ExecResult> {
+        if self.hook.is_none() {
+            return self.database.execute(operation, statement).await;
+        }
+        let unit = self.database.begin(operation).await?;
+        let done = unit.execute(statement).await?;
+        self.run_hook(&unit, effects).await?;
+        unit.commit().await?;
+        Ok(done)
     }
 
     /// A refusal of the store's own.
@@ -86,34 +134,6 @@ impl<S: Schema> Runs for PgRunStore<S> {
 
     async fn create_failed_run(&self, input: CreateFailedRun) -> Result<CreateRunOutcome> {
         create::create_failed_run(self, input).await
-    }
-
-    async fn lock_run_to_worker(&self, run: &RunId, input: LockRunToWorker) -> Result<Transition<Run>> {
-        transitions::lock_run_to_worker(self, run, input).await
-    }
-
-    async fn start_attempt(&self, run: &RunId, input: StartAttempt) -> Result<Transition<Run>> {
-        transitions::start_attempt(self, run, input).await
-    }
-
-    async fn complete_attempt_success(&self, run: &RunId, input: CompleteAttemptSuccess) -> Result<Transition<Run>> {
-        transitions::complete_attempt_success(self, run, input).await
-    }
-
-    async fn fail_run_permanently(&self, run: &RunId, input: FailRunPermanently) -> Result<Transition<Run>> {
-        transitions::fail_run_permanently(self, run, input).await
-    }
-
-    async fn cancel_run(&self, run: &RunId, input: CancelRun) -> Result<CancelRunOutcome> {
-        transitions::cancel_run(self, run, input).await
-    }
-
-    async fn expire_run(&self, run: &RunId, input: ExpireRun) -> Result<ExpireRunOutcome> {
-        expire::expire_run(self, run, input).await
-    }
-
-    async fn expire_runs_batch(&self, runs: &[RunId], input: ExpireRun) -> Result<BatchExpiry> {
-        expire::expire_runs_batch(self, runs, input).await
     }
 
     async fn find_run(&self, lookup: RunLookup, read: Read) -> Result<Option<Run>> {
@@ -148,13 +168,32 @@ impl<S: Schema> Runs for PgRunStore<S> {
 }
 
 #[async_trait]
-impl<S: Schema> Snapshots for PgRunStore<S> {
-    async fn find_latest_execution_snapshot(
-        &self,
-        run: &RunId,
-        environment: Option<&EnvironmentId>,
-        read: Read,
-    ) -> Result<Option<Snapshot>> {
-        snapshots::find_latest(self, run, environment, read).await
+impl<S: Schema> Transitions for PgRunStore<S> {
+    async fn lock_run_to_worker(&self, run: &RunId, input: LockRunToWorker) -> Result<Transition<Run>> {
+        transitions::lock_run_to_worker(self, run, input).await
+    }
+
+    async fn start_attempt(&self, run: &RunId, input: StartAttempt) -> Result<Transition<Run>> {
+        transitions::start_attempt(self, run, input).await
+    }
+
+    async fn complete_attempt_success(&self, run: &RunId, input: CompleteAttemptSuccess) -> Result<Transition<Run>> {
+        transitions::complete_attempt_success(self, run, input).await
+    }
+
+    async fn fail_run_permanently(&self, run: &RunId, input: FailRunPermanently) -> Result<Transition<Run>> {
+        transitions::fail_run_permanently(self, run, input).await
+    }
+
+    async fn cancel_run(&self, run: &RunId, input: CancelRun) -> Result<CancelRunOutcome> {
+        transitions::cancel_run(self, run, input).await
+    }
+
+    async fn expire_run(&self, run: &RunId, input: ExpireRun) -> Result<ExpireRunOutcome> {
+        expire::expire_run(self, run, input).await
+    }
+
+    async fn expire_runs_batch(&self, runs: &[RunId], input: ExpireRun) -> Result<BatchExpiry> {
+        expire::expire_runs_batch(self, runs, input).await
     }
 }

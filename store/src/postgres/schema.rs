@@ -8,11 +8,19 @@
 //! That the twins are identical is proved three ways: the code is not generated if the tables differ, the destructuring in
 //! `generated::parity` does not compile if the models come to differ, and a test below compares tables and columns.
 
-use sea_orm::sea_query::{Expr, ExprTrait, InsertStatement, OnConflict, Query};
-use sea_orm::{ColumnTrait, EntityTrait, Insert, IntoActiveModel, QueryTrait, Select};
+use sea_orm::sea_query::{
+    ArrayType, Expr, ExprTrait, Func, InsertStatement, OnConflict, Query, SelectStatement, Value,
+    extension::postgres::PgFunc,
+};
+use sea_orm::{
+    ColumnTrait, ColumnType, EntityName, EntityTrait, IdenStatic, Insert, IntoActiveModel, Iterable, ModelTrait,
+    QueryTrait, Select,
+};
 
-use crate::ids::SnapshotId;
-use crate::model::{RunEntity, SnapshotEntity, WaitpointEntity};
+use crate::model::{
+    AttemptEntity, BatchEntity, BatchErrorEntity, BatchItemEntity, CheckpointEntity, EdgeEntity, RunEntity,
+    SnapshotEntity, WaitpointEntity, WaitpointTagEntity,
+};
 use crate::residency::Residency;
 
 /// An entity whose table has exactly the columns of the canonical entity `C`.
@@ -33,6 +41,33 @@ where
         let mut insert = Insert::one(row.into_active_model()).into_query();
         insert.into_table(Self::default());
         insert
+    }
+
+    /// Inserts a canonical row if the common table expression `gate` of the same statement has a row, and nothing
+    /// otherwise.
+    #[must_use]
+    #[expect(clippy::expect_used, reason = "there is one expression for each column")]
+    fn insert_row_if(gate: &'static str, row: &C::Model) -> InsertStatement
+    where
+        C::Model: ModelTrait<Entity = C>,
+    {
+        let mut values = Query::select();
+        for column in C::Column::iter() {
+            values.expr(cast(&column, column.save_as(Expr::val(row.get(column)))));
+        }
+        values.from(gate);
+        let mut insert = Query::insert();
+        insert.into_table(Self::default()).columns(C::Column::iter());
+        insert.select_from(values).expect("the select has an expression for each column");
+        insert
+    }
+}
+
+/// A value of a select list: the server does not tell its type from the column it will go to.
+fn cast<C: ColumnTrait>(column: &C, value: Expr) -> Expr {
+    match column.def().get_column_type() {
+        ColumnType::Array(_) => value.cast_as("text[]"),
+        _ => value,
     }
 }
 
@@ -65,7 +100,18 @@ macro_rules! twins {
     };
 }
 
-twins!(task_run, task_run_execution_snapshot, waitpoint);
+twins!(
+    task_run,
+    task_run_execution_snapshot,
+    waitpoint,
+    task_run_waitpoint,
+    task_run_checkpoint,
+    task_run_attempt,
+    batch_task_run,
+    batch_task_run_item,
+    batch_task_run_error,
+    waitpoint_tag
+);
 
 /// One generation of the schema.
 pub trait Schema: sealed::Sealed + Send + Sync + 'static {
@@ -78,16 +124,33 @@ pub trait Schema: sealed::Sealed + Send + Sync + 'static {
     type Snapshot: Twin<SnapshotEntity>;
     /// Waitpoints.
     type Waitpoint: Twin<WaitpointEntity>;
+    /// Block edges.
+    type Edge: Twin<EdgeEntity>;
+    /// Checkpoints.
+    type Checkpoint: Twin<CheckpointEntity>;
+    /// Attempts of the old engine.
+    type Attempt: Twin<AttemptEntity>;
+    /// Batches.
+    type Batch: Twin<BatchEntity>;
+    /// Batch items.
+    type BatchItem: Twin<BatchItemEntity>;
+    /// Errors of batches.
+    type BatchError: Twin<BatchErrorEntity>;
+    /// Waitpoint tags.
+    type WaitpointTag: Twin<WaitpointTagEntity>;
 
-    /// Inserts, for snapshot `to`, the completed links that snapshot `from` has.
-    fn copy_completed_links(from: &SnapshotId, to: &SnapshotId) -> InsertStatement;
+    /// "This snapshot was made because that waitpoint was completed": snapshot and waitpoint.
+    fn completed_links() -> Pair;
+
+    /// "This run was at some time held up by that waitpoint": run and waitpoint.
+    fn connections() -> Pair;
 }
 
 mod sealed {
     pub trait Sealed {}
 }
 
-/// The control plane's schema. Links are a two-column pair table.
+/// The control plane's schema. Pairs are two-column tables.
 #[derive(Clone, Copy, Debug)]
 pub enum ControlPlane {}
 
@@ -99,21 +162,26 @@ impl Schema for ControlPlane {
     type TaskRun = entities_control::task_run::Entity;
     type Snapshot = entities_control::task_run_execution_snapshot::Entity;
     type Waitpoint = entities_control::waitpoint::Entity;
+    type Edge = entities_control::task_run_waitpoint::Entity;
+    type Checkpoint = entities_control::task_run_checkpoint::Entity;
+    type Attempt = entities_control::task_run_attempt::Entity;
+    type Batch = entities_control::batch_task_run::Entity;
+    type BatchItem = entities_control::batch_task_run_item::Entity;
+    type BatchError = entities_control::batch_task_run_error::Entity;
+    type WaitpointTag = entities_control::waitpoint_tag::Entity;
 
-    fn copy_completed_links(from: &SnapshotId, to: &SnapshotId) -> InsertStatement {
+    fn completed_links() -> Pair {
         use entities_control::completed_waitpoints::{Column, Entity};
+        Pair { table: Entity.table_name(), id: None, owner: Column::A.as_str(), waitpoint: Column::B.as_str() }
+    }
 
-        let links = Query::select()
-            .expr(Expr::val(to.as_str()).cast_as("text"))
-            .column(Column::B)
-            .from(Entity)
-            .and_where(Column::A.eq(from.as_str()))
-            .to_owned();
-        insert_links(Entity, [Column::A, Column::B], links)
+    fn connections() -> Pair {
+        use entities_control::waitpoint_run_connections::{Column, Entity};
+        Pair { table: Entity.table_name(), id: None, owner: Column::A.as_str(), waitpoint: Column::B.as_str() }
     }
 }
 
-/// The run-ops schema. Links are rows with an id of their own.
+/// The run-ops schema. Pairs are rows with an id of their own.
 #[derive(Clone, Copy, Debug)]
 pub enum RunOps {}
 
@@ -125,31 +193,113 @@ impl Schema for RunOps {
     type TaskRun = entities_runops::task_run::Entity;
     type Snapshot = entities_runops::task_run_execution_snapshot::Entity;
     type Waitpoint = entities_runops::waitpoint::Entity;
+    type Edge = entities_runops::task_run_waitpoint::Entity;
+    type Checkpoint = entities_runops::task_run_checkpoint::Entity;
+    type Attempt = entities_runops::task_run_attempt::Entity;
+    type Batch = entities_runops::batch_task_run::Entity;
+    type BatchItem = entities_runops::batch_task_run_item::Entity;
+    type BatchError = entities_runops::batch_task_run_error::Entity;
+    type WaitpointTag = entities_runops::waitpoint_tag::Entity;
 
-    fn copy_completed_links(from: &SnapshotId, to: &SnapshotId) -> InsertStatement {
+    fn completed_links() -> Pair {
         use entities_runops::completed_waitpoint::{Column, Entity};
+        Pair {
+            table: Entity.table_name(),
+            id: Some(Column::Id.as_str()),
+            owner: Column::SnapshotId.as_str(),
+            waitpoint: Column::WaitpointId.as_str(),
+        }
+    }
 
-        let links = Query::select()
-            .expr(Expr::cust("gen_random_uuid()::text"))
-            .expr(Expr::val(to.as_str()).cast_as("text"))
-            .column(Column::WaitpointId)
-            .from(Entity)
-            .and_where(Column::SnapshotId.eq(from.as_str()))
-            .to_owned();
-        insert_links(Entity, [Column::Id, Column::SnapshotId, Column::WaitpointId], links)
+    fn connections() -> Pair {
+        use entities_runops::waitpoint_run_connection::{Column, Entity};
+        Pair {
+            table: Entity.table_name(),
+            id: Some(Column::Id.as_str()),
+            owner: Column::TaskRunId.as_str(),
+            waitpoint: Column::WaitpointId.as_str(),
+        }
     }
 }
 
-/// Inserts link rows; a link that exists is left.
-#[expect(clippy::expect_used, reason = "both callers list as many expressions as columns")]
-fn insert_links<E: EntityTrait, const N: usize>(
-    table: E,
-    columns: [E::Column; N],
-    links: sea_orm::sea_query::SelectStatement,
-) -> InsertStatement {
-    let mut insert = Query::insert();
-    insert.into_table(table).columns(columns);
-    insert.select_from(links).expect("the select has an expression for each column");
-    insert.on_conflict(OnConflict::new().do_nothing().to_owned());
-    insert
+/// How a schema keeps pairs of a row (the owner: a run or a snapshot) and a waitpoint. The waitpoint may lie in another
+/// database, so nothing here looks for its row.
+#[derive(Clone, Copy, Debug)]
+pub struct Pair {
+    table: &'static str,
+    id: Option<&'static str>,
+    owner: &'static str,
+    waitpoint: &'static str,
+}
+
+impl Pair {
+    /// Name of the owner's column in what [`Pair::of_owners`] and [`Pair::of_waitpoints`] select.
+    pub(crate) const OWNER: &'static str = "owner_id";
+    /// Name of the waitpoint's column in what they select.
+    pub(crate) const WAITPOINT: &'static str = "waitpoint_id";
+
+    /// Pairs `owner` with each of `waitpoints`, once; a pair that exists is left.
+    ///
+    /// With `gate`, only if that common table expression of the same statement has a row.
+    pub(crate) fn insert(&self, owner: &str, waitpoints: Vec<String>, gate: Option<&'static str>) -> InsertStatement {
+        let mut pairs = Query::select();
+        pairs
+            .expr(Expr::val(owner).cast_as("text"))
+            .column(Self::WAITPOINT)
+            .from_function(Func::cust("unnest").arg(text_array(waitpoints)), Self::WAITPOINT);
+        self.insert_from(pairs, gate)
+    }
+
+    /// Pairs `to` with all waitpoints that `from` is paired with.
+    pub(crate) fn copy(&self, from: &str, to: &str, gate: Option<&'static str>) -> InsertStatement {
+        let mut pairs = Query::select();
+        pairs
+            .expr(Expr::val(to).cast_as("text"))
+            .column((self.table, self.waitpoint))
+            .from(self.table)
+            .and_where(Expr::col((self.table, self.owner)).eq(from));
+        self.insert_from(pairs, gate)
+    }
+
+    /// The pairs of some owners.
+    pub(crate) fn of_owners(&self, owners: Vec<String>) -> SelectStatement {
+        self.select(self.owner, owners)
+    }
+
+    /// The pairs of some waitpoints.
+    pub(crate) fn of_waitpoints(&self, waitpoints: Vec<String>) -> SelectStatement {
+        self.select(self.waitpoint, waitpoints)
+    }
+
+    fn select(&self, column: &'static str, values: Vec<String>) -> SelectStatement {
+        Query::select()
+            .expr_as(Expr::col((self.table, self.owner)), Self::OWNER)
+            .expr_as(Expr::col((self.table, self.waitpoint)), Self::WAITPOINT)
+            .from(self.table)
+            .and_where(Expr::col((self.table, column)).eq(PgFunc::any(Expr::val(text_array(values)))))
+            .to_owned()
+    }
+
+    #[expect(clippy::expect_used, reason = "an expression is put in front wherever a column is")]
+    fn insert_from(&self, mut pairs: SelectStatement, gate: Option<&'static str>) -> InsertStatement {
+        let mut columns = vec![self.owner, self.waitpoint];
+        if let Some(id) = self.id {
+            columns.push(id);
+            pairs.expr(Expr::cust("gen_random_uuid()::text"));
+        }
+        if let Some(gate) = gate {
+            pairs.from(gate);
+        }
+        let mut insert = Query::insert();
+        insert.into_table(self.table).columns(columns);
+        insert.select_from(pairs).expect("the select has an expression for each column");
+        insert.on_conflict(OnConflict::new().do_nothing().to_owned());
+        insert
+    }
+}
+
+/// A list of texts as one parameter.
+pub(crate) fn text_array(values: Vec<String>) -> Value {
+    let values = values.into_iter().map(Value::from).collect();
+    Value::Array(ArrayType::String, Some(Box::new(values)))
 }

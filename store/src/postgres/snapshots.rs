@@ -1,5 +1,6 @@
 //! Reads of execution snapshots.
 
+use async_trait::async_trait;
 use sea_orm::ColumnTrait;
 use sea_orm::sea_query::Expr;
 
@@ -11,8 +12,21 @@ use crate::ids::{EnvironmentId, RunId};
 use crate::model::{Snapshot, SnapshotColumn};
 use crate::read::Read;
 use crate::residency::Routable;
+use crate::snapshots::Snapshots;
 
-pub(super) async fn find_latest<S: Schema>(
+#[async_trait]
+impl<S: Schema> Snapshots for PgRunStore<S> {
+    async fn find_latest_execution_snapshot(
+        &self,
+        run: &RunId,
+        environment: Option<&EnvironmentId>,
+        read: Read,
+    ) -> Result<Option<Snapshot>> {
+        find_latest(self, run, environment, read).await
+    }
+}
+
+async fn find_latest<S: Schema>(
     store: &PgRunStore<S>,
     run: &RunId,
     environment: Option<&EnvironmentId>,

@@ -1,46 +1,68 @@
-//! The one shape of every transition of a run that exists: lock, read, decide, write, commit.
+//! The one shape of every transition of a run that exists: read, decide, write, if nobody else wrote meanwhile.
+//!
+//! What an operation does is a function from the [`Current`] state to a [`Decision`]; it does no I/O. Around it there are
+//! two ways to the same end.
+//!
+//! **Optimistic**, two round trips and no transaction to hold open:
+//!
+//! 1. The run row, its current snapshot and the pending waitpoint that waits for it, in one statement.
+//! 2. Run, snapshot, links and whatever else belongs to the change, in one data-modifying statement, on condition that
+//!    the run row is still the version that was read (its `xmin`; the server checks it again on the row it locks). Every
+//!    change of a run's state writes the run row in the same statement, so a row of that version has that snapshot.
+//!    Comparing *snapshots* in this statement would not do: two writers would both pass.
+//!
+//! If the row was written meanwhile, the whole is tried again on what is there now; after [`OPTIMISTIC_TRIES`] the run
+//! is locked.
+//!
+//! **Locked**, for stores with a [`TransitionHook`](crate::TransitionHook), whose statements belong to the same
+//! transaction, and for runs that others keep writing:
 //!
 //! 1. `BEGIN`.
 //! 2. The run row, `FOR NO KEY UPDATE`: as exclusive among transitions as `FOR UPDATE`, but rows that come to name the
 //!    run (children, edges, waitpoints) need not wait, for no transition changes its key. From here on nobody else
 //!    changes the run or its snapshots.
 //! 3. The current snapshot, in a statement of its own: a statement that had waited for the lock would still see the
-//!    snapshots of the moment it began to wait. Two writers that compared snapshots inside the locking statement would
-//!    both pass.
-//! 4. Run, snapshot and links, in one data-modifying statement, whose text is fixed for each operation.
+//!    snapshots of the moment it began to wait.
+//! 4. The same write. Then the hook, and a statement that fails if the hook left the transaction broken: a `COMMIT`
+//!    would quietly roll back.
 //! 5. `COMMIT`.
 //!
-//! What an operation does is a function from the [`Current`] state to a [`Decision`]; it does no I/O.
-//!
-//! A caller that does not know whether its call went through (its process died, or the connection broke during the commit)
-//! repeats it with the same snapshot id: if that is the run's current snapshot and follows the one the caller acted on,
-//! the first call was committed, and the same answer is given again, effects included.
+//! A caller that does not know whether its call went through (its process died, or the connection broke during the
+//! write) repeats it with the same snapshot id: if that is the run's current snapshot and follows the one the caller
+//! acted on, the first call was committed, and the same answer is given again, effects included.
+
+use std::sync::OnceLock;
 
 use sea_orm::prelude::DateTimeWithTimeZone;
 use sea_orm::sea_query::{
-    CommonTableExpression, Expr, ExprTrait, LockType, Order as SqlOrder, Query, SelectStatement, UpdateStatement,
-    WithClause, WithQuery,
+    CommonTableExpression, Expr, ExprTrait, Func, LockType, Order as SqlOrder, PostgresQueryBuilder, Query,
+    SelectStatement, SubQueryStatement, UpdateStatement, WithClause, WithQuery,
 };
 use sea_orm::{
-    ColumnTrait, DbBackend, FromQueryResult, IdenStatic, Iterable, ModelTrait, QueryFilter, QuerySelect, QueryTrait,
+    ColumnTrait, DbBackend, DbErr, EntityName, FromQueryResult, IdenStatic, Iterable, ModelTrait, QueryFilter,
+    QueryResult, QuerySelect, QueryTrait, Statement,
 };
 
 use super::PgRunStore;
 use super::database::Unit;
 use super::input::{check_snapshot, stamp};
-use super::schema::{Schema, Twin};
+use super::schema::{Schema, Twin, text_array};
+use crate::create::SnapshotDetails;
 use crate::error::{Entity, ErrorKind, Result};
-use crate::ids::{RunId, SnapshotId, WaitpointId};
+use crate::ids::{BatchId, EdgeId, RunId, SnapshotId, WaitpointId};
 use crate::lifecycle::{Effect, Event, Operation, Transition, in_order};
 use crate::model::{
-    EngineVersion, ExecutionStatus, Run, RunColumn, RunStatus, Snapshot, SnapshotColumn, WaitpointColumn,
-    WaitpointStatus, is_final,
+    Checkpoint, EdgeColumn, EngineVersion, ExecutionStatus, Run, RunColumn, RunStatus, Snapshot, SnapshotColumn,
+    WaitpointColumn, is_final,
 };
-use crate::read::Token;
+use crate::read::{Read, Token};
 use crate::residency::Routable;
-use crate::runs::SnapshotDetails;
 
-/// What an operation decides by, read under the run's lock on the primary.
+/// How often a transition is tried without a lock.
+const OPTIMISTIC_TRIES: u32 = 3;
+
+/// What an operation decides by, read on the primary as one state.
+#[derive(Clone)]
 pub(super) struct Current {
     /// The run.
     pub(super) run: Run,
@@ -67,14 +89,39 @@ impl Current {
 pub(super) enum Decision<T> {
     /// Change the run and write a snapshot.
     Become(Box<Next>),
-    /// Change the run's bulk actions, `updated_at` included; its state stays.
-    Touch(Box<Run>, Answer<T>),
-    /// Leave everything as it is.
-    Leave(Answer<T>),
+    /// Leave the run in its state.
+    Stay(Box<Stay<T>>),
 }
 
-/// The answer of an operation that leaves the state as it is, once the token is known.
-pub(super) type Answer<T> = Box<dyn FnOnce(Token) -> T + Send>;
+/// A run that stays in its state, and what the caller is told.
+pub(super) struct Stay<T> {
+    /// The run, with what is changed.
+    pub(super) run: Run,
+    /// The columns to write, besides `updated_at`; `None` writes nothing at all. An empty list still makes the row a new
+    /// version, so that whoever has read the old one looks again.
+    pub(super) columns: Option<&'static [RunColumn]>,
+    /// Its current snapshot.
+    pub(super) snapshot: Option<Snapshot>,
+    /// What has to happen after the commit.
+    pub(super) effects: Vec<Effect>,
+    /// The answer.
+    pub(super) answer: Answer<T>,
+}
+
+/// Makes the answer of an operation that leaves the state as it is.
+pub(super) type Answer<T> = Box<dyn FnOnce(Box<Transition<Run>>) -> T + Send>;
+
+impl<T> Decision<T> {
+    /// Writes nothing.
+    pub(super) fn leave(
+        current: Current,
+        effects: Vec<Effect>,
+        answer: impl FnOnce(Box<Transition<Run>>) -> T + Send + 'static,
+    ) -> Self {
+        let Current { run, snapshot, .. } = current;
+        Decision::Stay(Box::new(Stay { run, columns: None, snapshot, effects, answer: Box::new(answer) }))
+    }
+}
 
 /// The run after the transition.
 pub(super) struct Next {
@@ -89,102 +136,246 @@ pub(super) struct Next {
     pub(super) description: &'static str,
     /// What of the previous snapshot goes on.
     pub(super) carry: Carry,
+    /// The edges of the run that go with the change.
+    pub(super) edges: Edges,
     /// What has to happen after the commit, but for the event of the snapshot itself.
     pub(super) effects: Vec<Effect>,
 }
 
-/// What the new snapshot takes over from the previous one, besides environment, project and organization.
-#[derive(Clone, Copy)]
-pub(super) enum Carry {
+/// What the new snapshot says, besides environment, project and organization, which it always takes over.
+#[derive(Clone)]
+pub(super) struct Carry {
+    /// The batch that the run waits for.
+    pub(super) batch: Keep<BatchId>,
+    /// The stored process image; a new one is inserted in the same statement.
+    pub(super) checkpoint: Keep<Box<Checkpoint>>,
+    /// The waitpoints whose completion has led here.
+    pub(super) waitpoints: Keep<Vec<Completed>>,
+    /// Metadata of the new snapshot.
+    pub(super) metadata: Option<serde_json::Value>,
+}
+
+/// What becomes of one part of the previous snapshot.
+#[derive(Clone)]
+pub(super) enum Keep<T> {
+    /// The new snapshot has it too.
+    Kept,
+    /// The new snapshot does not have it.
+    Dropped,
+    /// The new snapshot has this instead.
+    Set(T),
+}
+
+impl<T> Keep<T> {
+    /// The value of a column of the new snapshot.
+    fn over<U>(&self, previous: Option<U>, new: impl FnOnce(&T) -> U) -> Option<U> {
+        match self {
+            Keep::Kept => previous,
+            Keep::Dropped => None,
+            Keep::Set(value) => Some(new(value)),
+        }
+    }
+}
+
+/// A waitpoint whose completion is recorded on a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Completed {
+    /// The waitpoint.
+    pub(super) waitpoint: WaitpointId,
+    /// Its place in the order of a batch.
+    pub(super) index: Option<i32>,
+}
+
+impl Carry {
     /// Batch, checkpoint and completed waitpoints: the run goes to a worker that will restore it.
-    Everything,
+    pub(super) const EVERYTHING: Carry =
+        Carry { batch: Keep::Kept, checkpoint: Keep::Kept, waitpoints: Keep::Kept, metadata: None };
     /// Batch and completed waitpoints; the checkpoint has served.
-    BatchAndWaitpoints,
+    pub(super) const BATCH_AND_WAITPOINTS: Carry =
+        Carry { batch: Keep::Kept, checkpoint: Keep::Dropped, waitpoints: Keep::Kept, metadata: None };
     /// Nothing: the run is over or ending.
-    Nothing,
+    pub(super) const NOTHING: Carry =
+        Carry { batch: Keep::Dropped, checkpoint: Keep::Dropped, waitpoints: Keep::Dropped, metadata: None };
+}
+
+/// Which block edges of the run are removed with a change.
+#[derive(Clone)]
+pub(super) enum Edges {
+    /// None of them.
+    Stay,
+    /// All of them.
+    RemoveAll,
+    /// These, and only if the run has these and no others: one that came meanwhile may hold the run up.
+    Remove(Vec<EdgeId>),
 }
 
 /// What became of it.
 pub(super) enum Done<T> {
     /// Run and snapshot were written.
     Became(Box<Transition<Run>>),
-    /// The run row was changed, or nothing was.
+    /// The state stayed.
     Stayed(T),
 }
 
 /// Carries out one transition of `id`. With `from`, only if that is the run's current snapshot.
-pub(super) async fn transition<S: Schema, T>(
+pub(super) async fn transition<S: Schema, T: Send>(
     store: &PgRunStore<S>,
     operation: Operation,
     id: &RunId,
     from: Option<&SnapshotId>,
     details: SnapshotDetails,
-    decide: impl FnOnce(Current) -> Result<Decision<T>, ErrorKind> + Send,
+    decide: impl Fn(Current) -> Result<Decision<T>, ErrorKind> + Send + Sync,
 ) -> Result<Done<T>> {
     check_snapshot(&details).map_err(|kind| store.refuse(operation, kind))?;
     if id.residency() != S::RESIDENCY {
         return Err(store.refuse(operation, ErrorKind::NotFound(Entity::Run)));
     }
+    let refuse = |kind| store.refuse(operation, kind);
+    let asked = Asked { operation, id, from, details: &details };
+    let tries = if store.hook.is_some() { 0 } else { OPTIMISTIC_TRIES };
+    for _ in 0..tries {
+        let seen = read_seen(store, operation, id).await?.ok_or_else(|| refuse(ErrorKind::NotFound(Entity::Run)))?;
+        let plan = asked.plan::<S, T>(seen, store.clock.now(), &decide).map_err(refuse)?;
+        let is_done = match &plan.write {
+            None => true,
+            Some(write) => store.database.execute(operation.name(), write).await?.rows_affected() > 0,
+        };
+        if is_done {
+            return Ok(plan.done(store.database.token()));
+        }
+    }
+
     let unit = store.database.begin(operation.name()).await?;
     let Some(run) = lock_run::<S>(&unit, id).await? else {
         unit.abandon().await;
-        return Err(store.refuse(operation, ErrorKind::NotFound(Entity::Run)));
+        return Err(refuse(ErrorKind::NotFound(Entity::Run)));
     };
     let (snapshot, waitpoint) = current_snapshot::<S>(&unit, id).await?.unzip();
-    let is_repeat = from.is_some_and(|from| is_own_write(&details, from, snapshot.as_ref()));
-    if let Some(from) = from
-        && !is_repeat
-        && let Err(stale) = expect_snapshot(from, snapshot.as_ref())
-    {
-        unit.abandon().await;
-        return Err(store.refuse(operation, stale));
-    }
-
-    let now = stamp(store.clock.now());
-    let next_snapshot = details.id.clone().unwrap_or_else(SnapshotId::mint);
-    let status = run.status;
-    let state = snapshot.as_ref().map(|snapshot| snapshot.execution_status);
-    let before = (is_repeat || cfg!(debug_assertions)).then(|| run.clone());
-    let previous = snapshot.clone();
-    let waitpoint = waitpoint.flatten();
-    let decision = decide(Current { run, snapshot, waitpoint, next_snapshot: next_snapshot.clone(), now, is_repeat });
-    match decision {
+    let seen = Seen { run, snapshot, waitpoint: waitpoint.flatten(), version: None };
+    let mut plan = match asked.plan::<S, T>(seen, store.clock.now(), &decide) {
+        Ok(plan) => plan,
         Err(kind) => {
             unit.abandon().await;
-            Err(store.refuse(operation, kind))
+            return Err(refuse(kind));
         }
-        Ok(Decision::Leave(answer)) => {
-            unit.abandon().await;
-            Ok(Done::Stayed(answer(store.database.token())))
-        }
-        Ok(Decision::Touch(run, answer)) => {
-            unit.execute(&update::<S>(before.as_ref(), &run, &[RunColumn::BulkActionGroupIds])).await?;
-            let token = unit.commit().await?;
-            Ok(Done::Stayed(answer(token)))
-        }
-        Ok(Decision::Become(next)) => {
-            let Next { mut run, columns, state: to, description, carry, mut effects } = *next;
-            effects.push(Effect::Emit(Event::SnapshotCreated { run: *id, snapshot: next_snapshot.clone(), state: to }));
-            in_order(&mut effects);
-            if let (true, Some(stored)) = (is_repeat, &before) {
-                unit.abandon().await;
-                let token = store.database.token();
-                let stored = Transition { value: stored.clone(), snapshot: previous, effects, token };
-                return Ok(Done::Became(Box::new(stored)));
-            }
-            let legal = may_take(operation, status, state, to);
-            let Some(previous) = previous.filter(|_| legal) else {
-                unit.abandon().await;
-                return Err(store.refuse(operation, ErrorKind::IllegalTransition { operation, from: state, status }));
-            };
-            run.updated_at = now;
-            let snapshot = next_row(&run, &previous, next_snapshot, to, description, carry, details, now);
-            let update = update::<S>(before.as_ref(), &run, columns);
-            unit.execute(&write_together::<S>(update, &previous, &snapshot, carry)).await?;
-            let token = unit.commit().await?;
-            Ok(Done::Became(Box::new(Transition { value: run, snapshot: Some(snapshot), effects, token })))
+    };
+    let has_work = plan.write.is_some() || (store.hook.is_some() && !plan.transition.effects.is_empty());
+    if !has_work {
+        unit.abandon().await;
+        return Ok(plan.done(store.database.token()));
+    }
+    if let Some(write) = &plan.write
+        && unit.execute(write).await?.rows_affected() == 0
+    {
+        // The run is locked, so it can only be the edges: one came or went after they were read.
+        let current = plan.previous.as_deref().map(SnapshotId::stored);
+        unit.abandon().await;
+        return Err(refuse(ErrorKind::StaleSnapshot { current }));
+    }
+    store.run_hook(&unit, &mut plan.transition.effects).await?;
+    let token = unit.commit().await?;
+    Ok(plan.done(token))
+}
+
+/// What a caller asks of a run.
+struct Asked<'a> {
+    operation: Operation,
+    id: &'a RunId,
+    from: Option<&'a SnapshotId>,
+    details: &'a SnapshotDetails,
+}
+
+/// What to write, and what to answer then.
+struct Plan<T> {
+    /// Selects a row if it has changed the run; nothing to write where absent.
+    write: Option<WithQuery>,
+    transition: Transition<Run>,
+    /// How the answer is made where the state stays.
+    answer: Option<Answer<T>>,
+    /// Id of the snapshot that was current before.
+    previous: Option<String>,
+}
+
+impl<T> Plan<T> {
+    fn done(self, token: Token) -> Done<T> {
+        let transition = Box::new(Transition { token, ..self.transition });
+        match self.answer {
+            None => Done::Became(transition),
+            Some(answer) => Done::Stayed(answer(transition)),
         }
     }
+}
+
+impl Asked<'_> {
+    fn plan<S: Schema, T>(
+        &self,
+        seen: Seen,
+        now: chrono::DateTime<chrono::Utc>,
+        decide: impl Fn(Current) -> Result<Decision<T>, ErrorKind>,
+    ) -> Result<Plan<T>, ErrorKind> {
+        let Seen { run, snapshot, waitpoint, version } = seen;
+        let is_repeat = self.from.is_some_and(|from| is_own_write(self.details, from, snapshot.as_ref()));
+        if let Some(from) = self.from
+            && !is_repeat
+        {
+            expect_snapshot(from, snapshot.as_ref())?;
+        }
+        let now = stamp(now);
+        let next_snapshot = self.details.id.clone().unwrap_or_else(SnapshotId::mint);
+        let status = run.status;
+        let state = snapshot.as_ref().map(|snapshot| snapshot.execution_status);
+        let before = (is_repeat || cfg!(debug_assertions)).then(|| run.clone());
+        let updated_at = run.updated_at;
+        let previous = snapshot.clone();
+        let previous_id = snapshot.as_ref().map(|snapshot| snapshot.id.clone());
+        let current = Current { run, snapshot, waitpoint, next_snapshot: next_snapshot.clone(), now, is_repeat };
+        let token = Token::default();
+        match decide(current)? {
+            Decision::Stay(stay) => {
+                let Stay { mut run, columns, snapshot, mut effects, answer } = *stay;
+                in_order(&mut effects);
+                let write = columns.map(|columns| {
+                    run.updated_at = Ord::max(now, updated_at);
+                    let update = update::<S>(before.as_ref(), &run, columns, version.as_deref());
+                    gated(update, [])
+                });
+                let transition = Transition { value: run, snapshot, effects, token };
+                Ok(Plan { write, transition, answer: Some(answer), previous: previous_id })
+            }
+            Decision::Become(next) => {
+                let Next { mut run, columns, state: to, description, carry, edges, mut effects } = *next;
+                let created = Event::SnapshotCreated { run: *self.id, snapshot: next_snapshot.clone(), state: to };
+                effects.push(Effect::Emit(created));
+                in_order(&mut effects);
+                if let (true, Some(stored)) = (is_repeat, before.clone()) {
+                    let transition = Transition { value: stored, snapshot: previous, effects, token };
+                    return Ok(Plan { write: None, transition, answer: None, previous: previous_id });
+                }
+                let legal = may_take(self.operation, status, state, to);
+                let illegal = ErrorKind::IllegalTransition { operation: self.operation, from: state, status };
+                let previous = previous.filter(|_| legal).ok_or(illegal)?;
+                run.updated_at = Ord::max(now, updated_at);
+                let details = self.details.clone();
+                let snapshot = next_row(&run, &previous, next_snapshot, to, description, &carry, details, now);
+                let mut update = update::<S>(before.as_ref(), &run, columns, version.as_deref());
+                if let Edges::Remove(edges) = &edges {
+                    update.and_where(has_exactly::<S>(self.id, edges));
+                }
+                let write = write_together::<S>(update, self.id, &previous, &snapshot, carry, edges);
+                let transition = Transition { value: run, snapshot: Some(snapshot), effects, token };
+                Ok(Plan { write: Some(write), transition, answer: None, previous: previous_id })
+            }
+        }
+    }
+}
+
+/// What was read of a run.
+struct Seen {
+    run: Run,
+    snapshot: Option<Snapshot>,
+    waitpoint: Option<WaitpointId>,
+    /// The version of the row, where it is not locked.
+    version: Option<String>,
 }
 
 /// Whether the table of transitions allows it, and the run is not over: a run can be over without a snapshot that says
@@ -214,6 +405,52 @@ fn expect_snapshot(from: &SnapshotId, current: Option<&Snapshot>) -> Result<(), 
     }
 }
 
+/// Texts of statements that are always the same.
+#[derive(Default)]
+pub(super) struct Texts {
+    seen: OnceLock<String>,
+}
+
+/// Prefix of the snapshot's columns where a run is read with its snapshot.
+const SNAPSHOT: &str = "s_";
+
+/// Run, current snapshot and pending waitpoint as one state, and the version of the row.
+async fn read_seen<S: Schema>(store: &PgRunStore<S>, operation: Operation, id: &RunId) -> Result<Option<Seen>> {
+    let text = store.texts.seen.get_or_init(|| seen_query::<S>().to_string(PostgresQueryBuilder));
+    let statement = Statement::from_sql_and_values(DbBackend::Postgres, text, [id.as_str().into()]);
+    let rows = store.database.rows(operation.name(), Read::Primary, statement).await?;
+    let seen = rows.first().map(decode_seen).transpose();
+    seen.map_err(|error| store.database.decode_error(operation.name(), &error))
+}
+
+fn decode_seen(row: &QueryResult) -> Result<Seen, DbErr> {
+    let has_snapshot: Option<String> = row.try_get(SNAPSHOT, "id")?;
+    let waitpoint: Option<String> = row.try_get("", "pending_waitpoint_id")?;
+    Ok(Seen {
+        run: Run::from_query_result(row, "")?,
+        snapshot: has_snapshot.map(|_| Snapshot::from_query_result(row, SNAPSHOT)).transpose()?,
+        waitpoint: waitpoint.as_deref().map(WaitpointId::stored),
+        version: Some(row.try_get("", "version")?),
+    })
+}
+
+/// A statement with one parameter, the run's id.
+fn seen_query<S: Schema>() -> SelectStatement {
+    let run = S::TaskRun::default();
+    let id = || Expr::col((run.table_name(), RunColumn::Id.as_str()));
+    let mut query = S::TaskRun::rows().into_query();
+    for column in SnapshotColumn::iter() {
+        query.expr_as(Expr::col(("snapshot", column.as_str())), format!("{SNAPSHOT}{}", column.as_str()));
+    }
+    let version = Expr::col((run.table_name(), "xmin")).cast_as("text");
+    query
+        .expr_as(version, "version")
+        .expr_as(Expr::SubQuery(None, Box::new(pending_waitpoint::<S>(id()).into())), "pending_waitpoint_id")
+        .join_lateral(sea_orm::sea_query::JoinType::LeftJoin, newest_valid::<S>(id()), "snapshot", Expr::cust("TRUE"))
+        .and_where(id().eq(Expr::cust("$1")));
+    query
+}
+
 async fn lock_run<S: Schema>(unit: &Unit<'_>, id: &RunId) -> Result<Option<Run>> {
     let query = S::TaskRun::rows().filter(RunColumn::Id.eq(id.as_str())).lock(LockType::NoKeyUpdate).into_query();
     Ok(unit.all::<Run>(&query).await?.into_iter().next())
@@ -221,8 +458,9 @@ async fn lock_run<S: Schema>(unit: &Unit<'_>, id: &RunId) -> Result<Option<Run>>
 
 /// The current snapshot, and the pending waitpoint that waits for the run.
 async fn current_snapshot<S: Schema>(unit: &Unit<'_>, id: &RunId) -> Result<Option<(Snapshot, Option<WaitpointId>)>> {
-    let mut query = newest_valid::<S>(Expr::val(id.as_str()));
-    query.expr_as(Expr::SubQuery(None, Box::new(pending_waitpoint::<S>(id).into())), "pending_waitpoint_id");
+    let id = || Expr::val(id.as_str());
+    let mut query = newest_valid::<S>(id());
+    query.expr_as(Expr::SubQuery(None, Box::new(pending_waitpoint::<S>(id()).into())), "pending_waitpoint_id");
     let rows = unit.rows(DbBackend::Postgres.build(&query)).await?;
     let Some(row) = rows.first() else { return Ok(None) };
     let decoded = Snapshot::from_query_result(row, "").and_then(|snapshot| {
@@ -236,39 +474,35 @@ async fn current_snapshot<S: Schema>(unit: &Unit<'_>, id: &RunId) -> Result<Opti
 pub(super) fn newest_valid<S: Schema>(run: Expr) -> SelectStatement {
     let mut query = S::Snapshot::rows()
         .filter(SnapshotColumn::RunId.into_expr().eq(run))
-        .filter(SnapshotColumn::IsValid.eq(true))
+        .filter(SnapshotColumn::IsValid.into_expr())
         .into_query();
     query.order_by(SnapshotColumn::CreatedAt, SqlOrder::Desc).order_by(SnapshotColumn::Id, SqlOrder::Desc).limit(1);
     query
 }
 
-fn pending_waitpoint<S: Schema>(run: &RunId) -> SelectStatement {
+fn pending_waitpoint<S: Schema>(run: Expr) -> SelectStatement {
     S::Waitpoint::rows()
         .select_only()
         .column(WaitpointColumn::Id)
-        .filter(WaitpointColumn::CompletedByTaskRunId.eq(run.as_str()))
-        .filter(WaitpointColumn::Status.eq(WaitpointStatus::Pending))
+        .filter(WaitpointColumn::CompletedByTaskRunId.into_expr().eq(run))
+        .filter(Expr::cust("status = 'PENDING'"))
         .into_query()
 }
 
-/// The new snapshot. It sorts after the previous one whatever the clocks say: the run's lock is held.
+/// The new snapshot. It sorts after the previous one whatever the clocks say: nobody else writes one meanwhile.
 #[expect(clippy::too_many_arguments, reason = "the parts of one row, put together in one place")]
-fn next_row(
+pub(super) fn next_row(
     run: &Run,
     previous: &Snapshot,
     id: SnapshotId,
     state: ExecutionStatus,
     description: &str,
-    carry: Carry,
+    carry: &Carry,
     details: SnapshotDetails,
     now: DateTimeWithTimeZone,
 ) -> Snapshot {
-    let (batch, waitpoints, checkpoint) = match carry {
-        Carry::Everything => (true, true, true),
-        Carry::BatchAndWaitpoints => (true, true, false),
-        Carry::Nothing => (false, false, false),
-    };
     let after_previous = previous.created_at + chrono::Duration::microseconds(1);
+    let order = carry.waitpoints.over(Some(previous.completed_waitpoint_order.clone()), |new| in_batch_order(new));
     Snapshot {
         id: id.to_string(),
         engine: EngineVersion::V2,
@@ -278,51 +512,133 @@ fn next_row(
         error: None,
         previous_snapshot_id: Some(previous.id.clone()),
         run_id: run.id.clone(),
-        // Runners that do not know DEQUEUED read PENDING.
-        run_status: if run.status == RunStatus::Dequeued { RunStatus::Pending } else { run.status },
-        batch_id: previous.batch_id.clone().filter(|_| batch),
+        run_status: shown_status(run.status),
+        batch_id: carry.batch.over(previous.batch_id.clone(), BatchId::to_string),
         attempt_number: run.attempt_number,
         environment_id: previous.environment_id.clone(),
         environment_type: previous.environment_type,
         project_id: previous.project_id.clone(),
         organization_id: previous.organization_id.clone(),
-        completed_waitpoint_order: if waitpoints { previous.completed_waitpoint_order.clone() } else { Vec::new() },
-        checkpoint_id: previous.checkpoint_id.clone().filter(|_| checkpoint),
+        completed_waitpoint_order: order.unwrap_or_default(),
+        checkpoint_id: carry.checkpoint.over(previous.checkpoint_id.clone(), |checkpoint| checkpoint.id.clone()),
         worker_id: details.worker_id,
         runner_id: details.runner_id,
         created_at: Ord::max(now, after_previous),
         updated_at: now,
         last_heartbeat_at: None,
-        metadata: None,
+        metadata: carry.metadata.clone(),
     }
 }
 
-/// Run, snapshot and links in one statement.
+/// The status as snapshots tell it: runners that do not know DEQUEUED read PENDING.
+pub(super) fn shown_status(status: RunStatus) -> RunStatus {
+    if status == RunStatus::Dequeued { RunStatus::Pending } else { status }
+}
+
+/// The ids of those that have an index, by index; one that has several is named as often.
+pub(super) fn in_batch_order(completed: &[Completed]) -> Vec<String> {
+    let mut indexed: Vec<(i32, &WaitpointId)> =
+        completed.iter().filter_map(|done| done.index.map(|index| (index, &done.waitpoint))).collect();
+    indexed.sort_by_key(|(index, _)| *index);
+    indexed.into_iter().map(|(_, waitpoint)| waitpoint.to_string()).collect()
+}
+
+/// Name of the common table expression that has a row if, and only if, the run was changed.
+pub(super) const GATE: &str = "run";
+
+/// Run, snapshot, links, checkpoint and edges in one statement.
 fn write_together<S: Schema>(
     update: UpdateStatement,
+    id: &RunId,
     previous: &Snapshot,
     snapshot: &Snapshot,
     carry: Carry,
+    edges: Edges,
 ) -> WithQuery {
-    let mut with = WithClause::new();
-    with.cte(CommonTableExpression::new().table_name("run").query(update).to_owned());
-    let insert = S::Snapshot::insert_row(snapshot.clone());
-    with.cte(CommonTableExpression::new().table_name("snapshot").query(insert).to_owned());
-    match carry {
-        Carry::Everything | Carry::BatchAndWaitpoints => {
-            let (from, to) = (SnapshotId::stored(&previous.id), SnapshotId::stored(&snapshot.id));
-            let copy = S::copy_completed_links(&from, &to);
-            with.cte(CommonTableExpression::new().table_name("links").query(copy).to_owned());
-        }
-        Carry::Nothing => (),
+    let mut parts = vec![expression("snapshot", S::Snapshot::insert_row_if(GATE, snapshot))];
+    if let Keep::Set(checkpoint) = &carry.checkpoint {
+        parts.push(expression("checkpoint", S::Checkpoint::insert_row_if(GATE, checkpoint.as_ref())));
     }
-    Query::select().expr(Expr::val(1).cast_as("integer")).to_owned().with(with)
+    match carry.waitpoints {
+        Keep::Kept => {
+            let copy = S::completed_links().copy(&previous.id, &snapshot.id, Some(GATE));
+            parts.push(expression("links", copy));
+        }
+        Keep::Dropped => (),
+        Keep::Set(completed) => {
+            let mut waitpoints: Vec<String> = completed.iter().map(|done| done.waitpoint.to_string()).collect();
+            waitpoints.sort_unstable();
+            waitpoints.dedup();
+            let insert = S::completed_links().insert(&snapshot.id, waitpoints, Some(GATE));
+            parts.push(expression("links", insert));
+        }
+    }
+    let of_run = |delete: &mut sea_orm::sea_query::DeleteStatement| {
+        delete.from_table(S::Edge::default());
+        delete.and_where(EdgeColumn::TaskRunId.eq(id.as_str()));
+        delete.and_where(Expr::exists(Query::select().expr(Expr::cust("1")).from(GATE).to_owned()));
+    };
+    match edges {
+        Edges::Stay => (),
+        Edges::RemoveAll => {
+            let mut delete = Query::delete();
+            of_run(&mut delete);
+            parts.push(expression("edges", delete));
+        }
+        Edges::Remove(edges) => {
+            let mut delete = Query::delete();
+            of_run(&mut delete);
+            delete.and_where(any_edge(&edges));
+            parts.push(expression("edges", delete));
+        }
+    }
+    gated(update, parts)
 }
 
-/// Writes `columns` and `updated_at` of the row.
+fn expression(name: &'static str, query: impl Into<SubQueryStatement>) -> CommonTableExpression {
+    CommonTableExpression::new().table_name(name).query(query).to_owned()
+}
+
+/// The update of the run and what goes with it. Selects a row if the run was changed.
+fn gated(mut update: UpdateStatement, parts: impl IntoIterator<Item = CommonTableExpression>) -> WithQuery {
+    update.returning(Query::returning().column(RunColumn::Id));
+    let mut with = WithClause::new();
+    with.cte(expression(GATE, update));
+    for part in parts {
+        with.cte(part);
+    }
+    Query::select().expr(Expr::cust("1")).from(GATE).to_owned().with(with)
+}
+
+/// Whether the run has exactly these edges.
+fn has_exactly<S: Schema>(id: &RunId, edges: &[EdgeId]) -> Expr {
+    let listed = Func::count(Expr::cust("*")).to_owned();
+    let mut of_run = Query::select();
+    of_run
+        .expr(Expr::from(listed).eq(Expr::val(i64::try_from(edges.len()).unwrap_or(i64::MAX))))
+        .expr_as(
+            Func::cust("coalesce").args([Func::cust("bool_and").arg(any_edge(edges)).into(), Expr::cust("TRUE")]),
+            "known",
+        )
+        .from(S::Edge::default())
+        .and_where(EdgeColumn::TaskRunId.eq(id.as_str()));
+    Expr::tuple([Expr::cust("TRUE"), Expr::cust("TRUE")]).in_subquery(of_run)
+}
+
+fn any_edge(edges: &[EdgeId]) -> Expr {
+    let ids = edges.iter().map(EdgeId::to_string).collect();
+    EdgeColumn::Id.into_expr().eq(sea_orm::sea_query::extension::postgres::PgFunc::any(Expr::val(text_array(ids))))
+}
+
+/// Writes `columns` and `updated_at` of the row, if it still has `version`.
 ///
 /// `before` is there in debug builds, to see that nothing else has changed: the returned row would not be the stored one.
-fn update<S: Schema>(before: Option<&Run>, after: &Run, columns: &[RunColumn]) -> UpdateStatement {
+fn update<S: Schema>(
+    before: Option<&Run>,
+    after: &Run,
+    columns: &[RunColumn],
+    version: Option<&str>,
+) -> UpdateStatement {
     let written = || columns.iter().chain([&RunColumn::UpdatedAt]);
     if let Some(before) = before {
         for column in RunColumn::iter() {
@@ -339,5 +655,8 @@ fn update<S: Schema>(before: Option<&Run>, after: &Run, columns: &[RunColumn]) -
         update.value(*column, column.save_as(Expr::val(after.get(*column))));
     }
     update.and_where(RunColumn::Id.eq(after.id.as_str()));
+    if let Some(version) = version {
+        update.and_where(Expr::col("xmin").eq(Expr::val(version).cast_as("text").cast_as("xid")));
+    }
     update
 }

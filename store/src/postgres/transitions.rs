@@ -3,15 +3,15 @@
 use super::PgRunStore;
 use super::input::{check_payload, finite, json, optional, present, stamp, text};
 use super::schema::Schema;
-use super::transition::{Carry, Current, Decision, Done, Next, transition};
+use super::transition::{Carry, Current, Decision, Done, Edges, Next, Stay, transition};
+use crate::create::Payload;
 use crate::error::{ErrorKind, Result};
 use crate::ids::{BatchId, RunId, SnapshotId, WaitpointId};
 use crate::lifecycle::{Effect, Event, Job, Operation, Transition, WaitpointOutput, is_with_a_worker};
 use crate::model::{ExecutionStatus, Run, RunColumn, RunReferences, RunStatus, is_final};
 use crate::residency::UnclassifiableId;
-use crate::runs::{
-    CancelRun, CancelRunOutcome, CompleteAttemptSuccess, FailRunPermanently, LockRunToWorker, Payload, StartAttempt,
-    Usage,
+use crate::transitions::{
+    CancelRun, CancelRunOutcome, CompleteAttemptSuccess, FailRunPermanently, LockRunToWorker, StartAttempt, Usage,
 };
 
 pub(super) async fn lock_run_to_worker<S: Schema>(
@@ -42,6 +42,7 @@ pub(super) async fn lock_run_to_worker<S: Schema>(
         .and_then(|()| json("retry_config", retry_config.as_ref()))
         .and_then(|()| finite("base_cost_in_cents", base_cost_in_cents))
         .map_err(|kind| store.refuse(operation, kind))?;
+    let retry_config = present(retry_config);
 
     let done = transition(store, operation, id, Some(&from), snapshot, |current| {
         let Current { mut run, now, .. } = current;
@@ -50,15 +51,15 @@ pub(super) async fn lock_run_to_worker<S: Schema>(
         run.locked_by_id = Some(worker_task.to_string());
         run.locked_to_version_id = Some(worker.to_string());
         run.locked_queue_id = Some(queue.to_string());
-        run.task_version = Some(task_version);
+        run.task_version = Some(task_version.clone());
         run.started_at.get_or_insert(now);
-        run.machine_preset = Some(machine_preset);
+        run.machine_preset = Some(machine_preset.clone());
         run.base_cost_in_cents = base_cost_in_cents;
-        run.sdk_version = sdk_version.or(run.sdk_version);
-        run.cli_version = cli_version.or(run.cli_version);
+        run.sdk_version = sdk_version.clone().or(run.sdk_version);
+        run.cli_version = cli_version.clone().or(run.cli_version);
         run.max_duration_in_seconds = max_duration_in_seconds.or(run.max_duration_in_seconds);
         run.max_attempts = max_attempts.or(run.max_attempts);
-        run.locked_retry_config = present(retry_config).or(run.locked_retry_config);
+        run.locked_retry_config = retry_config.clone().or(run.locked_retry_config);
         become_(Next {
             run,
             columns: &[
@@ -79,7 +80,8 @@ pub(super) async fn lock_run_to_worker<S: Schema>(
             ],
             state: ExecutionStatus::PendingExecuting,
             description: "Run was dequeued for execution",
-            carry: Carry::Everything,
+            carry: Carry::EVERYTHING,
+            edges: Edges::Stay,
             effects: vec![Effect::Emit(Event::RunLocked { run: *id })],
         })
     });
@@ -108,7 +110,8 @@ pub(super) async fn start_attempt<S: Schema>(
             columns: &[RunColumn::Status, RunColumn::AttemptNumber, RunColumn::ExecutedAt, RunColumn::IsWarmStart],
             state: ExecutionStatus::Executing,
             description: "Attempt started",
-            carry: Carry::BatchAndWaitpoints,
+            carry: Carry::BATCH_AND_WAITPOINTS,
+            edges: Edges::Stay,
             effects: vec![
                 Effect::Emit(Event::AttemptStarted { run: *id, attempt }),
                 Effect::Disarm(Job::ExpireRun(*id)),
@@ -139,9 +142,9 @@ pub(super) async fn complete_attempt_success<S: Schema>(
         // A worker that was asked to stop may be done first; the reason for stopping it has lapsed.
         run.error = None;
         let result = WaitpointOutput::success(output.as_ref());
-        if let Some(output) = output {
-            run.output = Some(output.data);
-            run.output_type = output.data_type;
+        if let Some(output) = &output {
+            run.output = Some(output.data.clone());
+            run.output_type.clone_from(&output.data_type);
         }
         let effects = ending(id, &current, &run, false, result);
         become_(Next {
@@ -157,7 +160,8 @@ pub(super) async fn complete_attempt_success<S: Schema>(
             ],
             state: ExecutionStatus::Finished,
             description: "Task completed successfully",
-            carry: Carry::Nothing,
+            carry: Carry::NOTHING,
+            edges: Edges::Stay,
             effects,
         })
     });
@@ -181,7 +185,7 @@ pub(super) async fn fail_run_permanently<S: Schema>(
         run.completed_at = Some(stamp(completed_at));
         add_usage(&mut run, usage);
         let effects = ending(id, &current, &run, true, WaitpointOutput::failure(&error));
-        run.error = present(Some(error));
+        run.error = present(Some(error.clone()));
         become_(Next {
             run,
             columns: &[
@@ -193,7 +197,8 @@ pub(super) async fn fail_run_permanently<S: Schema>(
             ],
             state: ExecutionStatus::Finished,
             description: "Run failed",
-            carry: Carry::Nothing,
+            carry: Carry::NOTHING,
+            edges: Edges::Stay,
             effects,
         })
     });
@@ -214,10 +219,7 @@ pub(super) async fn cancel_run<S: Schema>(
 
     let done = transition(store, operation, id, None, snapshot, |current| {
         let mut run = current.run.clone();
-        if let Some(bulk_action) = bulk_action_id {
-            run.bulk_action_group_ids.push(bulk_action);
-            run.updated_at = current.now;
-        }
+        run.bulk_action_group_ids.extend(bulk_action_id.clone());
         let state = current.state();
         let was_asked = state == Some(ExecutionStatus::PendingCancel);
         if state == Some(ExecutionStatus::Finished) || (is_final(run.status) && !was_asked) {
@@ -233,7 +235,7 @@ pub(super) async fn cancel_run<S: Schema>(
         run.status = RunStatus::Canceled;
         add_usage(&mut run, usage);
         let output = WaitpointOutput::failure(&error);
-        run.error = present(Some(error)).or(run.error);
+        run.error = present(Some(error.clone())).or(run.error);
         let (to, description, effects) = if state.is_some_and(is_with_a_worker) && !finalize {
             let effects = vec![
                 Effect::Ack { run: *id, also_from_worker_queue: true },
@@ -261,7 +263,8 @@ pub(super) async fn cancel_run<S: Schema>(
             ],
             state: to,
             description,
-            carry: Carry::Nothing,
+            carry: Carry::NOTHING,
+            edges: Edges::Stay,
             effects,
         })
     });
@@ -280,13 +283,12 @@ fn stay(
     outcome: fn(Box<Transition<Run>>) -> CancelRunOutcome,
 ) -> Decision<CancelRunOutcome> {
     let Current { run: before, snapshot, .. } = current;
-    let is_changed = run.updated_at != before.updated_at;
-    let value = run.clone();
-    let answer = Box::new(move |token| outcome(Box::new(Transition { value, snapshot, effects, token })));
-    if is_changed { Decision::Touch(Box::new(run), answer) } else { Decision::Leave(answer) }
+    let is_changed = run.bulk_action_group_ids.len() != before.bulk_action_group_ids.len();
+    let columns = is_changed.then_some(&[RunColumn::BulkActionGroupIds] as &[RunColumn]);
+    Decision::Stay(Box::new(Stay { run, columns, snapshot, effects, answer: Box::new(outcome) }))
 }
 
-fn notify(id: &RunId, snapshot: &str, state: ExecutionStatus) -> Effect {
+pub(super) fn notify(id: &RunId, snapshot: &str, state: ExecutionStatus) -> Effect {
     Effect::NotifyWorker { run: *id, snapshot: SnapshotId::stored(snapshot), state }
 }
 
@@ -340,18 +342,18 @@ pub(super) fn member_ended(id: &RunId, batch: Result<Option<BatchId>, Unclassifi
 }
 
 /// Adds what an attempt used up; the milliseconds stop at the column's greatest value.
-fn add_usage(run: &mut Run, usage: Usage) {
+pub(super) fn add_usage(run: &mut Run, usage: Usage) {
     let attempt = i32::try_from(usage.duration_ms).unwrap_or(i32::MAX);
     run.usage_duration_ms = run.usage_duration_ms.saturating_add(attempt);
     run.cost_in_cents += usage.cost_in_cents;
 }
 
-fn become_<T>(next: Next) -> Result<Decision<T>, ErrorKind> {
+pub(super) fn become_<T>(next: Next) -> Result<Decision<T>, ErrorKind> {
     Ok(Decision::Become(Box::new(next)))
 }
 
 /// The answer of an operation that always changes the run.
-fn changed(done: Done<std::convert::Infallible>) -> Result<Transition<Run>> {
+pub(super) fn changed(done: Done<std::convert::Infallible>) -> Result<Transition<Run>> {
     match done {
         Done::Became(transition) => Ok(*transition),
         Done::Stayed(never) => match never {},

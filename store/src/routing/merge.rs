@@ -2,9 +2,10 @@
 
 use std::collections::HashSet;
 
+use crate::find::FindRuns;
 use crate::lifecycle::in_order;
 use crate::projection::{Projection, compare};
-use crate::runs::{BatchExpiry, FindRuns};
+use crate::transitions::BatchExpiry;
 
 /// The first answer that is there. Answers come in the order of precedence.
 pub(super) fn first<T>(answers: Vec<Option<T>>) -> Option<T> {

@@ -2,9 +2,9 @@
 
 use std::fmt;
 
+use crate::find::{FindRuns, RunFilter, RunLookup};
 use crate::ids::{Home, RunId};
 use crate::residency::{Residency, Routable};
-use crate::runs::{FindRuns, RunFilter, RunLookup};
 
 /// The order in which databases count: which copy of a row wins where two have one, and whose answer is taken first.
 #[derive(Clone, Copy, Debug)]

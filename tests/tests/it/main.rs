@@ -1,21 +1,37 @@
 //! The black-box tests, in one binary.
 
+mod attempts;
+mod batches;
+mod checkpoints;
+mod claims;
 mod commands;
 mod constraints;
 mod creates;
 mod demo;
+mod edges;
 mod expiry;
 mod faults;
+mod fields;
+mod hook;
 mod ids;
+mod keys;
 mod kit_build;
 mod kit_databases;
 mod kit_proxy;
 mod kit_standby;
+mod lessons;
 mod migrations;
+mod moves;
+mod pages;
 mod races;
 mod reads;
 mod redaction;
+mod relations;
 mod replica;
+mod snapshots;
 mod statements;
+mod tags;
 mod topology;
 mod transitions;
+mod units;
+mod waitpoints;

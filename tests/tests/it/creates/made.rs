@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use serde_json::{Value as Json, json};
 use store::{
-    CreateCancelledRun, CreateFailedRun, CreateRun, CreatedRun, Effect, EngineVersion, Event, ExecutionStatus,
+    CreateCancelledRun, CreateFailedRun, CreateRun, CreatedRun, Effect, EngineVersion, Entry, Event, ExecutionStatus,
     Idempotency, Job, NewRun, Run, RunId, RunStatus, SnapshotDetails, SnapshotId, Start, Transition, WaitpointId,
     WaitpointOutput, WaitpointStatus, WaitpointType,
 };
@@ -308,7 +308,7 @@ async fn a_triggered_run_begins_where_it_is_told_to() -> Result<()> {
             assert_eq!(row.queued_at.is_some(), is_queued, "{home}: {start:?}");
             assert_eq!(row.queue_timestamp.is_some(), is_queued, "{home}: {start:?}");
             let (first, last) = match start {
-                Start::Queued => (Some(Effect::Publish { run: id }), None),
+                Start::Queued => (Some(Effect::Publish { run: id, entry: Entry::First }), None),
                 Start::Delayed { until } => (None, Some(Effect::Arm { job: Job::EnqueueDelayed(id), at: until })),
                 Start::Parked { .. } => (None, None),
             };

@@ -1,0 +1,87 @@
+//! Runs: creates go to the owner, lookups and lists where they may find something.
+
+use std::collections::HashMap;
+
+use async_trait::async_trait;
+use futures_util::future::try_join_all;
+
+use super::route::{self, Route};
+use super::{RoutingRunStore, merge};
+use crate::create::{CreateCancelledRun, CreateFailedRun, CreateRun, CreateRunOutcome};
+use crate::error::{Entity, Result, StoreError};
+use crate::find::{FindRuns, RunFilter, RunLookup};
+use crate::ids::RunId;
+use crate::model::{Run, RunSummary};
+use crate::postgres::{check, within};
+use crate::read::Read;
+use crate::residency::Residency;
+use crate::runs::Runs;
+
+#[async_trait]
+impl Runs for RoutingRunStore {
+    fn residencies(&self) -> &[Residency] {
+        &Residency::ALL
+    }
+
+    async fn create_run(&self, input: CreateRun) -> Result<CreateRunOutcome> {
+        self.owner_of(&input.run.id).create_run(input).await
+    }
+
+    async fn create_cancelled_run(&self, input: CreateCancelledRun) -> Result<CreateRunOutcome> {
+        self.owner_of(&input.run.id).create_cancelled_run(input).await
+    }
+
+    async fn create_failed_run(&self, input: CreateFailedRun) -> Result<CreateRunOutcome> {
+        self.owner_of(&input.run.id).create_failed_run(input).await
+    }
+
+    async fn find_run(&self, lookup: RunLookup, read: Read) -> Result<Option<Run>> {
+        let asked = self.asked(route::of_lookup(&lookup)).map(|leg| leg.store.find_run(lookup.clone(), read));
+        Ok(merge::first(try_join_all(asked).await?))
+    }
+
+    async fn get_run(&self, lookup: RunLookup, read: Read) -> Result<Run> {
+        match route::of_lookup(&lookup) {
+            Route::Owner(owner) => self.owner(owner).get_run(lookup, read).await,
+            Route::Everywhere => {
+                let run = self.find_run(lookup, read).await.map_err(|error| error.in_operation("get_run"))?;
+                run.ok_or_else(|| StoreError::not_found("get_run", None, Entity::Run))
+            }
+        }
+    }
+
+    async fn find_run_where(&self, filter: &RunFilter, read: Read) -> Result<Option<Run>> {
+        check(filter).map_err(|kind| StoreError::new("find_run_where", None, kind))?;
+        let parts = route::parts(filter);
+        let asked = self.legs_of(&parts).map(|(leg, filter)| leg.store.find_run_where(filter, read));
+        Ok(merge::first(try_join_all(asked).await?))
+    }
+
+    async fn get_run_where(&self, filter: &RunFilter, read: Read) -> Result<Run> {
+        let run = self.find_run_where(filter, read).await.map_err(|error| error.in_operation("get_run_where"))?;
+        run.ok_or_else(|| StoreError::not_found("get_run_where", None, Entity::Run))
+    }
+
+    async fn find_runs(&self, query: &FindRuns, read: Read) -> Result<Vec<Run>> {
+        check(&query.filter).map_err(|kind| StoreError::new("find_runs", None, kind))?;
+        let queries = route::queries(query);
+        let asked = self.legs_of(&queries).map(|(leg, query)| leg.store.find_runs(query, read));
+        Ok(merge::page(query, try_join_all(asked).await?))
+    }
+
+    async fn find_run_summaries(&self, query: &FindRuns, read: Read) -> Result<Vec<RunSummary>> {
+        check(&query.filter).map_err(|kind| StoreError::new("find_run_summaries", None, kind))?;
+        let queries = route::queries(query);
+        let asked = self.legs_of(&queries).map(|(leg, query)| leg.store.find_run_summaries(query, read));
+        Ok(merge::page(query, try_join_all(asked).await?))
+    }
+
+    async fn find_runs_by_ids(&self, ids: &[RunId], read: Read) -> Result<HashMap<RunId, Run>> {
+        let operation = "find_runs_by_ids";
+        within("ids", ids.len()).map_err(|kind| StoreError::new(operation, None, kind))?;
+        let legs = route::buckets(ids)
+            .into_iter()
+            .map(|(residency, ids)| async move { self.owner(residency).find_runs_by_ids(&ids, read).await });
+        Ok(try_join_all(legs).await?.into_iter().flatten().collect())
+    }
+}

@@ -1,0 +1,1 @@
+//! One idempotency key, one live run, whichever databases are asked.

@@ -1,0 +1,1 @@
+//! Block edges: which run waits for which waitpoint.

@@ -1,0 +1,1 @@
+//! Idempotency keys: look-up and clearing.

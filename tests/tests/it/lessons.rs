@@ -1,0 +1,1 @@
+//! What went wrong elsewhere, and what stops it here.

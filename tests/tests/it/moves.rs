@@ -1,0 +1,1 @@
+//! Transitions between birth and end: queue, delay, checkpoint, waiting.

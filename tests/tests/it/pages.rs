@@ -1,0 +1,1 @@
+//! Page cursors over both databases.

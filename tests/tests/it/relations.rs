@@ -1,0 +1,1 @@
+//! Relations, hydrated over both databases.

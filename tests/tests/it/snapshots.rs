@@ -1,0 +1,1 @@
+//! Execution snapshots: the log and its readers.

@@ -1,0 +1,1 @@
+//! Waitpoint tags.

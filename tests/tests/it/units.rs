@@ -1,0 +1,1 @@
+//! Units of work that a caller puts together.

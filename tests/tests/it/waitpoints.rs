@@ -1,0 +1,1 @@
+//! Waitpoints, wherever they lie.
