@@ -32,6 +32,7 @@ pub mod build;
 pub mod catalogue;
 pub mod databases;
 pub mod demo;
+pub mod mode;
 pub mod proxy;
 pub mod runs;
 pub mod servers;
@@ -40,6 +41,7 @@ pub mod standby;
 pub mod wired;
 
 pub use databases::Databases;
+pub use mode::Mode;
 pub use proxy::Proxy;
 pub use servers::Servers;
 pub use side::{Both, Side};

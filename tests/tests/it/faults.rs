@@ -11,7 +11,7 @@ use store::{
     SnapshotDetails, StoreError, Usage,
 };
 use tests::{
-    Databases, Proxy, Side,
+    Databases, Mode, Proxy, Side,
     proxy::{Cut, Gate, is_commit},
     runs::{Home, database_config, environment, moment, new_run, residency_of, split_config, split_over},
 };
@@ -156,12 +156,12 @@ async fn a_read_survives_the_end_of_its_backend_and_a_write_reports_it() -> Resu
         check_error(&format!("{side}: a create"), &error, ErrorKind::Disconnected, Change::Unknown);
         home.check_nothing_written(&id).await?;
 
-        // A transaction that never began.
-        let gate = proxies.get(side).hold(|sql| sql == "BEGIN");
+        // The read of a transition is asked again, its write is not.
+        let gate = proxies.get(side).hold(|sql| sql.contains("UPDATE"));
         let (cancelled, ended) = join!(store.cancel_run(&run.id, cancel()), end_at(gate));
         ended?;
         let error = cancelled.expect_err("the backend is gone");
-        check_error(&format!("{side}: a transition"), &error, ErrorKind::Disconnected, Change::NotApplied);
+        check_error(&format!("{side}: a transition"), &error, ErrorKind::Disconnected, Change::Unknown);
         assert_eq!(home.run(&run.id).await?.status, RunStatus::Pending, "{side}");
 
         // Each is told once; the pool has replaced what was lost.
@@ -286,6 +286,9 @@ async fn wait_until_blocked(databases: &Databases, side: Side) -> Result<()> {
 /// Where a connection is cut.
 type Cutter = fn(&Proxy) -> Cut;
 
+/// A way to cut a connection, what is said of the change, and whether it was in fact made.
+type Case = (&'static str, Cutter, Change, bool);
+
 #[tokio::test]
 async fn a_transition_whose_connection_is_cut_knows_what_became_of_it_unless_it_was_committing() -> Result<()> {
     fn writes(sql: &str) -> bool {
@@ -294,8 +297,11 @@ async fn a_transition_whose_connection_is_cut_knows_what_became_of_it_unless_it_
     fn locks(sql: &str) -> bool {
         sql.starts_with("SELECT") && sql.ends_with("UPDATE")
     }
-    // What is said of the change, and whether it was in fact made.
-    let cases: [(&str, Cutter, Change, bool); 8] = [
+    let optimistic: [Case; 2] = [
+        ("before the write", |proxy| proxy.cut_before(1, writes), Change::Unknown, false),
+        ("after the write", |proxy| proxy.cut_after(1, writes), Change::Unknown, true),
+    ];
+    let hooked: [Case; 8] = [
         ("before BEGIN", |proxy| proxy.cut_before(1, |sql| sql == "BEGIN"), Change::NotApplied, false),
         ("after BEGIN", |proxy| proxy.cut_after(1, |sql| sql == "BEGIN"), Change::NotApplied, false),
         ("before the lock", |proxy| proxy.cut_before(1, locks), Change::NotApplied, false),
@@ -305,20 +311,25 @@ async fn a_transition_whose_connection_is_cut_knows_what_became_of_it_unless_it_
         ("before COMMIT", |proxy| proxy.cut_before(1, is_commit), Change::Unknown, false),
         ("after COMMIT", |proxy| proxy.cut_after(1, is_commit), Change::Unknown, true),
     ];
+    check_cuts(Mode::Optimistic, &optimistic).await?;
+    check_cuts(Mode::Hooked, &hooked).await
+}
+
+async fn check_cuts(mode: Mode, cases: &[Case]) -> Result<()> {
     let databases = Databases::fresh().await?;
     let proxies = databases.behind_proxies().await?;
-    let store = split_over(&proxies, |_| ()).await?;
+    let store = split_over(&proxies, |config| mode.configure(config)).await?;
     for side in Side::ALL {
         let home = Home::new("behind a proxy", Arc::clone(&store), side, &databases);
         for (name, cut, change, applied) in cases {
-            let what = format!("{side}, {name}");
+            let what = format!("{side}, {mode}, {name}");
             let run = home.create().await?;
             let before = (home.run(&run.id).await?, home.snapshots(&run.id).await?);
 
             let cut = cut(proxies.get(side));
             let error = store.cancel_run(&run.id, cancel()).await.expect_err(&what);
             assert!(cut.fired(), "{what}");
-            check_error(&what, &error, ErrorKind::Disconnected, change);
+            check_error(&what, &error, ErrorKind::Disconnected, *change);
             assert_eq!((error.operation(), error.store()), ("cancel_run", Some(residency_of(side))), "{what}");
 
             // All of it or nothing, and the primary knows.

@@ -13,15 +13,15 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use sea_orm::{ConnectionTrait, TransactionTrait};
 use store::{
-    BatchExpiry, CancelRun, CreateRun, ErrorKind, ExecutionStatus, ExpireRunOutcome, RunId, RunStatus, RunStore,
-    SkipReason, Snapshot, SnapshotDetails, SnapshotId, StartAttempt, StoreError, WaitpointId,
+    BatchExpiry, CancelRun, Config, CreateRun, ErrorKind, ExecutionStatus, ExpireRunOutcome, RunId, RunStatus,
+    RunStore, SkipReason, Snapshot, SnapshotDetails, SnapshotId, StartAttempt, StoreError, WaitpointId,
 };
-use tests::Databases;
 use tests::proxy::is_commit;
 use tests::runs::{
     Home, Seeded, Stores, cancellation, complete_from, created, current, expiry, fail_from, lock_to_worker, start_from,
 };
 use tests::wired::{Wired, WiredStores, connections};
+use tests::{Databases, Mode};
 use tokio::sync::Barrier;
 use tokio::time::{Instant, sleep};
 use tokio::{join, select};
@@ -55,26 +55,46 @@ async fn until(home: &Home<'_>, condition: &str) -> Result<()> {
     Ok(())
 }
 
-/// Takes `first` to its commit, lets `second` come and wait for a lock that `first` has, and only then lets `first`
-/// commit.
+/// Lets `second` decide by a state that `first` then changes, before `second` can act on its decision.
+///
+/// With a hook there are locks: `first` is taken to its commit, `second` comes and waits for a lock that `first` has, and
+/// only then does `first` commit. Without one, `second` is held at the statement that writes, or that begins its
+/// transaction, until `first` is through.
 async fn interleave<A, B>(
-    (wired, home): (&Wired<'_>, &Home<'_>),
+    (wired, home, mode): (&Wired<'_>, &Home<'_>, Mode),
     first: impl Future<Output = A>,
     second: impl Future<Output = B>,
 ) -> Result<(A, B)> {
-    let gate = wired.proxy(home.side()).hold(is_commit);
-    let late = async {
-        gate.held(1).await?;
-        let watch = async {
-            let waits = until(home, SOMEBODY_WAITS).await;
-            gate.release();
-            waits
-        };
-        let (answer, waits) = join!(second, watch);
-        waits.map(|()| answer)
-    };
-    let (first, second) = join!(first, late);
-    Ok((first, second?))
+    match mode {
+        Mode::Hooked => {
+            let gate = wired.proxy(home.side()).hold(is_commit);
+            let late = async {
+                gate.held(1).await?;
+                let watch = async {
+                    let waits = until(home, SOMEBODY_WAITS).await;
+                    gate.release();
+                    waits
+                };
+                let (answer, waits) = join!(second, watch);
+                waits.map(|()| answer)
+            };
+            let (first, second) = join!(first, late);
+            Ok((first, second?))
+        }
+        Mode::Optimistic => {
+            let seen = AtomicUsize::new(0);
+            let acts = |sql: &str| sql.starts_with("WITH") || sql == "BEGIN";
+            let gate = wired.proxy(home.side()).hold(move |sql| acts(sql) && seen.fetch_add(1, Ordering::SeqCst) == 0);
+            let early = async {
+                gate.held(1).await?;
+                let answer = first.await;
+                gate.release();
+                anyhow::Ok(answer)
+            };
+            let (first, second) = join!(early, second);
+            Ok((first?, second))
+        }
+    }
 }
 
 /// What two callers do to one run.
@@ -162,45 +182,67 @@ async fn a_caller_that_waited_for_another_decides_by_what_that_one_left() -> Res
         (Cancel, Complete, STALE, &[Executing, PendingCancel]),
     ];
     let databases = Databases::fresh().await?;
-    let stores = WiredStores::over(&databases, connections(2)).await?;
-    for (wired, home) in stores.homes() {
-        for (first, second, is_stale, states) in cases {
-            let what = format!("{first:?}, then {second:?} in {:?}", states[0]);
-            let run = home.create_in(states[0]).await?;
-            let store = home.store().as_ref();
-            let meeting = interleave((wired, &home), first.take(store, &run), second.take(store, &run)).await;
-            let (first, second) = meeting.with_context(|| format!("{home}: {what}"))?;
-
-            let left = first?.with_context(|| format!("{home}: {what}: the first did nothing"))?;
-            match (is_stale, second) {
-                (true, Err(error)) => {
-                    assert_eq!(error.kind(), &ErrorKind::StaleSnapshot { current: Some(left) }, "{home}: {what}");
-                }
-                (false, Ok(_)) => {}
-                (_, second) => panic!("{home}: {what}: {second:?}"),
+    for mode in Mode::ALL {
+        let stores = WiredStores::over(&databases, connections_in(mode, 2)).await?;
+        for (wired, home) in stores.homes() {
+            for (first, second, is_stale, states) in cases {
+                check_meeting((wired, &home, mode), (first, second), is_stale, states).await?;
             }
-            check_chain(&home, &run.id, &what, states).await?;
         }
     }
     Ok(())
 }
 
+/// Sets how many connections a store has, and how it carries out transitions.
+fn connections_in(mode: Mode, count: u32) -> impl Fn(&mut Config) {
+    move |config| {
+        connections(count)(config);
+        mode.configure(config);
+    }
+}
+
+/// Checks that the second of two callers decides by what the first has left.
+async fn check_meeting(
+    (wired, home, mode): (&Wired<'_>, &Home<'_>, Mode),
+    (first, second): (Step, Step),
+    is_stale: bool,
+    states: &[ExecutionStatus],
+) -> Result<()> {
+    let what = format!("{mode}: {first:?}, then {second:?} in {:?}", states[0]);
+    let run = home.create_in(states[0]).await?;
+    let store = home.store().as_ref();
+    let meeting = interleave((wired, home, mode), first.take(store, &run), second.take(store, &run)).await;
+    let (first, second) = meeting.with_context(|| format!("{home}: {what}"))?;
+
+    let left = first?.with_context(|| format!("{home}: {what}: the first did nothing"))?;
+    match (is_stale, second) {
+        (true, Err(error)) => {
+            assert_eq!(error.kind(), &ErrorKind::StaleSnapshot { current: Some(left) }, "{home}: {what}");
+        }
+        (false, Ok(_)) => {}
+        (_, second) => panic!("{home}: {what}: {second:?}"),
+    }
+    check_chain(home, &run.id, &what, states).await
+}
+
 #[tokio::test]
 async fn a_step_that_is_repeated_while_it_is_being_committed_is_taken_once() -> Result<()> {
     let databases = Databases::fresh().await?;
-    let stores = WiredStores::over(&databases, connections(2)).await?;
-    for (wired, home) in stores.homes() {
-        let run = home.create_in(PendingExecuting).await?;
-        let snapshot = SnapshotDetails { id: Some(SnapshotId::mint()), ..SnapshotDetails::default() };
-        let start = || {
-            let input = StartAttempt { snapshot: snapshot.clone(), ..start_from(&run.snapshot) };
-            home.store().start_attempt(&run.id, input)
-        };
-        let (first, second) = interleave((wired, &home), start(), start()).await?;
-        let first = first?;
-        home.check_stored(&first).await?;
-        assert_eq!(second?, first, "{home}");
-        check_chain(&home, &run.id, "started twice", &[PendingExecuting, Executing]).await?;
+    for mode in Mode::ALL {
+        let stores = WiredStores::over(&databases, connections_in(mode, 2)).await?;
+        for (wired, home) in stores.homes() {
+            let run = home.create_in(PendingExecuting).await?;
+            let snapshot = SnapshotDetails { id: Some(SnapshotId::mint()), ..SnapshotDetails::default() };
+            let start = || {
+                let input = StartAttempt { snapshot: snapshot.clone(), ..start_from(&run.snapshot) };
+                home.store().start_attempt(&run.id, input)
+            };
+            let (first, second) = interleave((wired, &home, mode), start(), start()).await?;
+            let first = first?;
+            home.check_stored(&first).await?;
+            assert_eq!(second?, first, "{home}");
+            check_chain(&home, &run.id, "started twice", &[PendingExecuting, Executing]).await?;
+        }
     }
     Ok(())
 }
@@ -359,10 +401,16 @@ enum Left {
 impl Left {
     const ALL: [Left; 4] = [Left::Create, Left::Start, Left::Remember, Left::ExpireMany];
 
-    fn statements(self) -> usize {
-        match self {
-            Left::Create => 1,
-            Left::Start | Left::Remember | Left::ExpireMany => 5,
+    fn statements(self, mode: Mode) -> usize {
+        match (self, mode) {
+            (Left::Create, Mode::Optimistic) => 1,
+            (Left::Create, Mode::Hooked) => 4,
+            (Left::Start, mode) => mode.statements_of_a_transition(),
+            // Nobody waits for the run, so there is nothing for the hook to do.
+            (Left::Remember, Mode::Optimistic) => 2,
+            (Left::Remember, Mode::Hooked) => 6,
+            (Left::ExpireMany, Mode::Optimistic) => 5,
+            (Left::ExpireMany, Mode::Hooked) => 6,
         }
     }
 
@@ -456,11 +504,18 @@ async fn check_in_order(wired: &Wired<'_>, home: &Home<'_>) -> Result<()> {
 #[tokio::test]
 async fn a_caller_that_goes_away_during_a_statement_leaves_everything_in_order() -> Result<()> {
     let databases = Databases::fresh().await?;
-    let stores = WiredStores::over(&databases, connections(2)).await?;
+    for mode in Mode::ALL {
+        let stores = WiredStores::over(&databases, connections_in(mode, 2)).await?;
+        leave_at_each_statement(&stores, mode).await?;
+    }
+    Ok(())
+}
+
+async fn leave_at_each_statement(stores: &WiredStores<'_>, mode: Mode) -> Result<()> {
     for (wired, home) in stores.homes() {
         for left in Left::ALL {
-            for nth in 1..=left.statements() {
-                let what = || format!("{home}: {left:?}, left at statement {nth}");
+            for nth in 1..=left.statements(mode) {
+                let what = || format!("{home}, {mode}: {left:?}, left at statement {nth}");
                 let runs = left.prepare(&home).await?;
                 let seen = AtomicUsize::new(0);
                 let gate = wired.proxy(home.side()).hold(move |_| seen.fetch_add(1, Ordering::SeqCst) + 1 == nth);
@@ -472,7 +527,7 @@ async fn a_caller_that_goes_away_during_a_statement_leaves_everything_in_order()
                 check_in_order(wired, &home).await.with_context(what)?;
                 // A statement that was sent is executed. Only the last one commits.
                 let is_done = left.is_done(&home, &runs).await.with_context(what)?;
-                assert_eq!(is_done, nth == left.statements(), "{}", what());
+                assert_eq!(is_done, nth == left.statements(mode), "{}", what());
                 if !is_done {
                     left.carry_out(&home, &runs).await.with_context(what)?;
                     assert!(left.is_done(&home, &runs).await?, "{}: not done at the second try", what());
@@ -482,7 +537,7 @@ async fn a_caller_that_goes_away_during_a_statement_leaves_everything_in_order()
             let runs = left.prepare(&home).await?;
             wired.proxy(home.side()).recording().reset();
             left.carry_out(&home, &runs).await?;
-            wired.proxy(home.side()).recording().check_statements(left.statements());
+            wired.proxy(home.side()).recording().check_statements(left.statements(mode));
         }
     }
     Ok(())
@@ -510,7 +565,18 @@ async fn poll_at_most<F: Future>(operation: F, polls: usize, at_once: bool) -> O
 #[tokio::test]
 async fn a_caller_that_goes_away_at_any_await_leaves_everything_in_order() -> Result<()> {
     let databases = Databases::fresh().await?;
-    let stores = WiredStores::over(&databases, connections(2)).await?;
+    let mut interrupted = 0;
+    for mode in Mode::ALL {
+        let stores = WiredStores::over(&databases, connections_in(mode, 2)).await?;
+        interrupted += leave_at_each_await(&stores).await?;
+    }
+    // How often an operation waits is a matter of luck: an answer may be there before it is asked for.
+    assert!(interrupted > 0, "no operation ever waited");
+    Ok(())
+}
+
+/// Returns how often an operation was interrupted.
+async fn leave_at_each_await(stores: &WiredStores<'_>) -> Result<usize> {
     let mut interrupted = 0;
     for (wired, home) in stores.homes() {
         for left in Left::ALL {
@@ -533,7 +599,5 @@ async fn a_caller_that_goes_away_at_any_await_leaves_everything_in_order() -> Re
             }
         }
     }
-    // How often an operation waits is a matter of luck: an answer may be there before it is asked for.
-    assert!(interrupted > 0, "no operation ever waited");
-    Ok(())
+    Ok(interrupted)
 }

@@ -14,10 +14,11 @@ use tests::runs::{
     Home, Stores, cancellation, created, current, database_config, expiry, lock_to_worker, moment, split_over,
     start_from,
 };
-use tests::{Both, Proxy, Side};
+use tests::{Both, Mode, Proxy, Side};
 
 /// A fresh pair of databases, and a store over them with one connection each that is counted.
 struct Counted {
+    mode: Mode,
     stores: Stores,
     proxies: Both<Proxy>,
     store: Arc<dyn RunStore>,
@@ -32,20 +33,25 @@ fn one_connection(config: &mut Config) {
 }
 
 impl Counted {
-    async fn split() -> Result<Counted> {
+    async fn split(mode: Mode) -> Result<Counted> {
         let stores = Stores::fresh().await?;
         let proxies = stores.databases().behind_proxies().await?;
-        let store = split_over(&proxies, one_connection).await?;
-        Ok(Counted { stores, proxies, store })
+        let configure = |config: &mut Config| {
+            one_connection(config);
+            mode.configure(config);
+        };
+        let store = split_over(&proxies, configure).await?;
+        Ok(Counted { mode, stores, proxies, store })
     }
 
-    async fn single() -> Result<Counted> {
+    async fn single(mode: Mode) -> Result<Counted> {
         let stores = Stores::fresh().await?;
         let proxies = stores.databases().behind_proxies().await?;
         let mut config = Config::single(database_config(proxies.control_plane.url())?);
         one_connection(&mut config);
+        mode.configure(&mut config);
         let store = store::connect(&config).await?;
-        Ok(Counted { stores, proxies, store })
+        Ok(Counted { mode, stores, proxies, store })
     }
 
     fn home(&self, side: Side) -> Home<'_> {
@@ -70,11 +76,29 @@ impl Counted {
         self.proxies.get(side.other()).recording().check_round_trips(0);
     }
 
-    /// Checks that one transaction of five round trips was sent to `side`, and nothing to the other database.
+    /// Checks that one transition was sent to `side`, and nothing to the other database.
     #[track_caller]
-    fn check_unit(&self, side: Side) {
-        self.check(side, 5, 5);
+    fn check_transition(&self, side: Side) {
+        let count = self.mode.statements_of_a_transition();
+        self.check(side, count, count);
         let statements = self.proxies.get(side).recording().statements();
+        match self.mode {
+            Mode::Optimistic => {
+                assert!(statements[0].contains("xmin") && statements[1].starts_with("WITH"), "{statements:?}");
+            }
+            Mode::Hooked => Self::check_transaction(&statements),
+        }
+    }
+
+    /// Checks that one transaction of `count` round trips was sent to `side`, and nothing to the other database.
+    #[track_caller]
+    fn check_unit(&self, side: Side, count: usize) {
+        self.check(side, count, count);
+        Self::check_transaction(&self.proxies.get(side).recording().statements());
+    }
+
+    #[track_caller]
+    fn check_transaction(statements: &[String]) {
         assert_eq!(statements.first().map(String::as_str), Some("BEGIN"));
         assert!(statements[1].ends_with("FOR NO KEY UPDATE"), "{statements:?}");
         assert!(statements.last().is_some_and(|sql| is_commit(sql)), "{statements:?}");
@@ -82,13 +106,32 @@ impl Counted {
 }
 
 /// In which databases an operation is counted.
-async fn places() -> Result<[(Counted, Vec<Side>); 2]> {
-    Ok([(Counted::split().await?, Side::ALL.to_vec()), (Counted::single().await?, vec![Side::ControlPlane])])
+async fn places(mode: Mode) -> Result<[(Counted, Vec<Side>); 2]> {
+    let (split, single) = (Counted::split(mode).await?, Counted::single(mode).await?);
+    Ok([(split, Side::ALL.to_vec()), (single, vec![Side::ControlPlane])])
+}
+
+#[tokio::test]
+async fn a_create_with_a_hook_is_a_transaction_of_four_round_trips() -> Result<()> {
+    for (counted, sides) in places(Mode::Hooked).await? {
+        for side in sides {
+            let home = counted.home(side);
+            for once_prepared in [false, true] {
+                counted.reset();
+                let _created = created(counted.store.create_run(CreateRun::queued(home.new_run())).await?)?;
+                if once_prepared {
+                    // Begin, write, the proof that the hook left the transaction sound, commit.
+                    counted.check(side, 4, 4);
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 #[tokio::test]
 async fn a_create_is_one_statement_and_one_round_trip_to_its_database() -> Result<()> {
-    for (counted, sides) in places().await? {
+    for (counted, sides) in places(Mode::Optimistic).await? {
         for side in sides {
             let home = counted.home(side);
             for once_prepared in [false, true] {
@@ -135,7 +178,7 @@ fn failed(home: &Home<'_>) -> CreateFailedRun {
 
 #[tokio::test]
 async fn a_point_read_is_one_statement_to_its_database_and_none_to_the_other() -> Result<()> {
-    for (counted, sides) in places().await? {
+    for (counted, sides) in places(Mode::Optimistic).await? {
         for side in sides {
             let home = counted.home(side);
             let run = home.create().await?;
@@ -170,7 +213,7 @@ async fn a_point_read_is_one_statement_to_its_database_and_none_to_the_other() -
 
 #[tokio::test]
 async fn runs_are_read_by_id_with_one_statement_for_each_database_that_has_ids() -> Result<()> {
-    let counted = Counted::split().await?;
+    let counted = Counted::split(Mode::Optimistic).await?;
     let mut ids = Both::<Vec<RunId>>::default();
     for side in Side::ALL {
         let home = counted.home(side);
@@ -216,15 +259,22 @@ async fn runs_are_read_by_id_with_one_statement_for_each_database_that_has_ids()
 }
 
 #[tokio::test]
-async fn a_transition_is_five_round_trips_to_its_database() -> Result<()> {
-    for (counted, sides) in places().await? {
+async fn a_transition_is_two_round_trips_to_its_database_and_six_with_a_hook() -> Result<()> {
+    for mode in Mode::ALL {
+        a_transition_costs_what_its_mode_says(mode).await?;
+    }
+    Ok(())
+}
+
+async fn a_transition_costs_what_its_mode_says(mode: Mode) -> Result<()> {
+    for (counted, sides) in places(mode).await? {
         for side in sides {
             let home = counted.home(side);
             let store = &counted.store;
             for once_prepared in [false, true] {
                 let check = |counted: &Counted| {
                     if once_prepared {
-                        counted.check_unit(side);
+                        counted.check_transition(side);
                     }
                     counted.reset();
                 };
@@ -279,7 +329,7 @@ async fn a_transition_is_five_round_trips_to_its_database() -> Result<()> {
 
 #[tokio::test]
 async fn a_bulk_expiry_is_five_round_trips_for_each_chunk() -> Result<()> {
-    for (counted, sides) in places().await? {
+    for (counted, sides) in places(Mode::Optimistic).await? {
         for side in sides {
             let home = counted.home(side);
             for once_prepared in [false, true] {
@@ -292,7 +342,7 @@ async fn a_bulk_expiry_is_five_round_trips_for_each_chunk() -> Result<()> {
                     let done = counted.store.expire_runs_batch(&ids, expiry()).await?;
                     assert_eq!(done.expired.len(), number);
                     if once_prepared {
-                        counted.check_unit(side);
+                        counted.check_unit(side, 5);
                     }
                 }
             }
@@ -332,7 +382,7 @@ where
 
 #[tokio::test]
 async fn databases_that_all_have_to_be_asked_are_asked_at_the_same_time() -> Result<()> {
-    let counted = Counted::split().await?;
+    let counted = Counted::split(Mode::Optimistic).await?;
     let mut ids = Vec::new();
     for side in Side::ALL {
         ids.push(counted.home(side).create().await?.id);
@@ -389,7 +439,7 @@ fn check_both(counted: &Counted, once_prepared: bool) {
 
 #[tokio::test]
 async fn a_refusal_that_needs_no_database_asks_none() -> Result<()> {
-    let counted = Counted::split().await?;
+    let counted = Counted::split(Mode::Optimistic).await?;
     for side in Side::ALL {
         let home = counted.home(side);
         counted.reset();
@@ -406,7 +456,7 @@ async fn a_refusal_that_needs_no_database_asks_none() -> Result<()> {
 
 #[tokio::test]
 async fn a_single_store_never_asks_the_other_database() -> Result<()> {
-    let counted = Counted::single().await?;
+    let counted = Counted::single(Mode::Optimistic).await?;
     let home = counted.home(Side::ControlPlane);
     let run = home.create().await?;
     let query = FindRuns::default();
@@ -417,8 +467,15 @@ async fn a_single_store_never_asks_the_other_database() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_transition_that_changes_nothing_ends_its_transaction_at_once() -> Result<()> {
-    for (counted, sides) in places().await? {
+async fn a_transition_that_changes_nothing_is_one_read_or_ends_its_transaction_at_once() -> Result<()> {
+    for mode in Mode::ALL {
+        a_refusal_costs_what_its_mode_says(mode).await?;
+    }
+    Ok(())
+}
+
+async fn a_refusal_costs_what_its_mode_says(mode: Mode) -> Result<()> {
+    for (counted, sides) in places(mode).await? {
         for side in sides {
             let home = counted.home(side);
             let store = &counted.store;
@@ -427,7 +484,9 @@ async fn a_transition_that_changes_nothing_ends_its_transaction_at_once() -> Res
                     if once_prepared {
                         counted.check(side, round_trips, round_trips);
                         let statements = counted.proxies.get(side).recording().statements();
-                        assert_eq!(statements.last().map(String::as_str), Some("ROLLBACK"), "{statements:?}");
+                        let in_transaction = statements.first().is_some_and(|sql| sql == "BEGIN");
+                        let is_rolled_back = statements.last().is_some_and(|sql| sql == "ROLLBACK");
+                        assert_eq!(in_transaction, is_rolled_back, "{statements:?}");
                     }
                     counted.reset();
                 };
@@ -437,23 +496,27 @@ async fn a_transition_that_changes_nothing_ends_its_transaction_at_once() -> Res
 
                 let stale = store.start_attempt(&queued.id, start_from(&over.snapshot)).await;
                 assert!(matches!(stale.expect_err("not its snapshot").kind(), ErrorKind::StaleSnapshot { .. }));
-                check(4);
+                check(mode.statements_of_a_refusal());
                 let illegal = store.start_attempt(&over.id, start_from(&over.snapshot)).await;
                 assert!(matches!(illegal.expect_err("it is over").kind(), ErrorKind::IllegalTransition { .. }));
-                check(4);
+                check(mode.statements_of_a_refusal());
                 let late = store.cancel_run(&over.id, cancellation(false)).await?;
                 assert!(matches!(late, CancelRunOutcome::AlreadyFinished(_)));
-                check(4);
+                check(mode.statements_of_a_refusal());
                 let late = store.expire_run(&over.id, expiry()).await?;
                 assert!(matches!(late, ExpireRunOutcome::Skipped(_)));
-                check(4);
+                check(mode.statements_of_a_refusal());
                 let late = store.expire_runs_batch(&[over.id], expiry()).await?;
                 assert_eq!(late.skipped.len(), 1);
+                // One transaction for all its runs, with a hook or without.
                 check(4);
                 let missing = RunId::mint(home.residency());
                 let missing = store.start_attempt(&missing, start_from(&over.snapshot)).await;
                 assert!(matches!(missing.expect_err("there is none").kind(), ErrorKind::NotFound(_)));
-                check(3);
+                check(match mode {
+                    Mode::Optimistic => 1,
+                    Mode::Hooked => 3,
+                });
             }
         }
     }
@@ -462,7 +525,7 @@ async fn a_transition_that_changes_nothing_ends_its_transaction_at_once() -> Res
 
 #[tokio::test]
 async fn a_read_that_no_id_routes_is_one_statement_to_each_database_there_is() -> Result<()> {
-    for (counted, sides) in places().await? {
+    for (counted, sides) in places(Mode::Optimistic).await? {
         for side in &sides {
             counted.home(*side).create().await?;
         }
