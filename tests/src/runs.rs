@@ -115,6 +115,21 @@ impl Stores {
         &self.single.0
     }
 
+    /// As [`Stores::homes`], with other stores over the same databases, whose configurations are not changed.
+    ///
+    /// # Errors
+    /// If a store cannot be built.
+    pub async fn with_defaults(&self) -> Result<[Home<'_>; 3]> {
+        let databases = &self.databases;
+        let split = store::connect(&split_config(|side| databases.url(side))?).await?;
+        let single = store::connect(&Config::single(database_config(databases.control_plane_url())?)).await?;
+        Ok([
+            Home::new("control plane of a split", Arc::clone(&split), Side::ControlPlane, databases),
+            Home::new("run-ops of a split", split, Side::RunOps, databases),
+            Home::new("single database", single, Side::ControlPlane, databases),
+        ])
+    }
+
     /// The three ways in which a run can live. Each has an environment of its own.
     pub fn homes(&self) -> [Home<'_>; 3] {
         [

@@ -1,1 +1,208 @@
 //! The hook inside the transaction.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use anyhow::{Context, Result};
+use async_trait::async_trait;
+use sea_orm::{ConnectionTrait, DatabaseTransaction};
+use store::{
+    Change, CreateRun, Effect, Entry, ErrorKind, ExecutionStatus, ExpireRunOutcome, HookFailure, Residency, RunId,
+    RunStatus, SnapshotDetails, SnapshotId, StartAttempt, StoreError, TransitionHook, WaitpointId,
+};
+use tests::Side;
+use tests::runs::{Home, Stores, cancellation, created, expiry, lock_to_worker, start_from};
+
+/// What the hook of a test does.
+#[derive(Debug)]
+enum Part {
+    /// Turns what is to be published into rows of its own.
+    Publish,
+    /// Turns every completion of a waitpoint into a row, and says that it failed.
+    Fail,
+    /// Sends a statement that fails, and passes over it.
+    Break,
+}
+
+#[derive(Debug)]
+struct Hook {
+    part: Part,
+    calls: AtomicUsize,
+}
+
+impl Hook {
+    fn new(part: Part) -> Arc<Self> {
+        Arc::new(Self { part, calls: AtomicUsize::new(0) })
+    }
+
+    fn calls(&self) -> usize {
+        self.calls.load(Ordering::SeqCst)
+    }
+}
+
+const REASON: HookFailure = HookFailure::new("the message table is full");
+
+#[async_trait]
+impl TransitionHook for Hook {
+    async fn before_commit(
+        &self,
+        transaction: &DatabaseTransaction,
+        at: Residency,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), HookFailure> {
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        match self.part {
+            Part::Publish => {
+                let failed = |_| HookFailure::new("the message was not written");
+                let published = effects.iter().filter_map(|effect| match effect {
+                    Effect::Publish { run, .. } => Some(*run),
+                    _ => None,
+                });
+                for run in published {
+                    assert_eq!(store::Routable::residency(&run), at, "the hook is on the run's database");
+                    // The row refers to the run, which is there although it is not committed yet.
+                    let insert = format!("INSERT INTO message SELECT id FROM task_run WHERE id = '{run}'");
+                    let inserted = transaction.execute_unprepared(&insert).await.map_err(failed)?;
+                    assert_eq!(inserted.rows_affected(), 1, "the run is not there yet");
+                }
+                effects.retain(|effect| !matches!(effect, Effect::Publish { .. }));
+                Ok(())
+            }
+            Part::Fail => {
+                transaction.execute_unprepared("INSERT INTO message VALUES ('rolled back')").await.expect("a good row");
+                Err(REASON)
+            }
+            Part::Break => {
+                transaction.execute_unprepared("SELECT 1 / 0").await.expect_err("nothing is divided by zero");
+                Ok(())
+            }
+        }
+    }
+}
+
+async fn stores_with(hook: &Arc<Hook>) -> Result<Stores> {
+    let stores = Stores::configured(|config| config.hook = Some(hook.clone())).await?;
+    for side in Side::ALL {
+        stores.databases().connection(side).await?.execute_unprepared("CREATE TABLE message (run_id text)").await?;
+    }
+    Ok(stores)
+}
+
+async fn messages(home: &Home<'_>) -> Result<i64> {
+    home.value("SELECT count(*) FROM message").await
+}
+
+#[tokio::test]
+async fn what_a_hook_makes_of_an_effect_is_committed_with_the_change() -> Result<()> {
+    let hook = Hook::new(Part::Publish);
+    let stores = stores_with(&hook).await?;
+    for home in stores.homes() {
+        let before = messages(&home).await?;
+        let run = home.new_run();
+        let id = run.id;
+        let made = created(home.store().create_run(CreateRun::queued(run)).await?)?;
+        assert!(!made.effects.contains(&Effect::Publish { run: id, entry: Entry::First }), "{home}: it was taken out");
+        assert!(!made.effects.is_empty(), "{home}: what the hook left is the caller's");
+        assert_eq!(messages(&home).await?, before + 1, "{home}");
+        assert_eq!(home.run(&id).await?, made.value.run, "{home}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_hook_that_fails_rolls_the_whole_transition_back() -> Result<()> {
+    let stores = stores_with(&Hook::new(Part::Fail)).await?;
+    check_nothing_remains(&stores, |error, what| {
+        assert_eq!(error.kind(), &ErrorKind::HookFailed(REASON.reason()), "{what}");
+        assert_eq!((error.change(), error.is_retryable()), (Change::NotApplied, false), "{what}");
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_transaction_that_a_hook_has_broken_is_not_taken_for_committed() -> Result<()> {
+    let stores = stores_with(&Hook::new(Part::Break)).await?;
+    check_nothing_remains(&stores, |error, what| {
+        assert!(matches!(error.kind(), ErrorKind::Database(_)), "{what}: {error:?}");
+        assert_eq!(error.change(), Change::NotApplied, "{what}");
+    })
+    .await
+}
+
+/// Tries every kind of transaction, each of which must fail and leave nothing.
+async fn check_nothing_remains(stores: &Stores, check: impl Fn(&StoreError, &str)) -> Result<()> {
+    // Runs are made by stores without a hook.
+    let makers = stores.with_defaults().await?;
+    for (home, maker) in stores.homes().into_iter().zip(makers) {
+        let queued = maker.create().await?;
+        let executing = maker.create_in(ExecutionStatus::Executing).await?;
+        let rows = async || anyhow::Ok((home.run(&queued.id).await?, home.run(&executing.id).await?));
+        let before = rows().await?;
+
+        let new = home.new_run();
+        let id = new.id;
+        let waitpoint = Some(WaitpointId::mint());
+        let input = CreateRun { waitpoint, ..CreateRun::queued(new) };
+        let error = home.store().create_run(input).await.expect_err("the hook failed");
+        check(&error, &format!("{home}: a create"));
+        home.check_nothing_written(&id).await?;
+
+        let error = home.store().lock_run_to_worker(&queued.id, lock_to_worker(&queued.snapshot)).await;
+        check(&error.expect_err("the hook failed"), &format!("{home}: a transition"));
+        let error = home.store().cancel_run(&executing.id, cancellation(true)).await;
+        check(&error.expect_err("the hook failed"), &format!("{home}: a cancellation"));
+
+        let many = home.store().expire_runs_batch(&[queued.id], expiry()).await?;
+        assert!(many.expired.is_empty() && many.effects.is_empty(), "{home}: {many:?}");
+        let failed = many.failed.first().with_context(|| format!("{home}: the expiry went through"))?;
+        assert_eq!(failed.runs, [queued.id], "{home}");
+        check(&failed.error, &format!("{home}: a bulk expiry"));
+
+        assert_eq!(rows().await?, before, "{home}: something was written");
+        for run in [&queued, &executing] {
+            let current = home.snapshots(&run.id).await?.pop().context("it has snapshots")?;
+            assert_eq!(current.id, run.snapshot.as_str(), "{home}: a snapshot was written");
+        }
+        assert_eq!(messages(&home).await?, 0, "{home}: what the hook wrote was committed");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_hook_is_asked_again_where_a_transition_is_repeated() -> Result<()> {
+    let hook = Hook::new(Part::Publish);
+    let stores = stores_with(&hook).await?;
+    for home in stores.homes() {
+        let run = home.create_in(ExecutionStatus::PendingExecuting).await?;
+        let snapshot = SnapshotDetails { id: Some(SnapshotId::mint()), ..SnapshotDetails::default() };
+        let start = || {
+            home.store()
+                .start_attempt(&run.id, StartAttempt { snapshot: snapshot.clone(), ..start_from(&run.snapshot) })
+        };
+        let first = start().await?;
+        let calls = hook.calls();
+        assert_eq!(start().await?, first, "{home}");
+        assert_eq!(hook.calls(), calls + 1, "{home}: its rows may be missing, if the first commit was that of a crash");
+        assert_eq!(home.snapshots(&run.id).await?.len(), 2, "{home}: started twice");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_hook_is_not_asked_where_nothing_has_to_happen() -> Result<()> {
+    let hook = Hook::new(Part::Publish);
+    let stores = stores_with(&hook).await?;
+    for home in stores.homes() {
+        let run = home.create_in(ExecutionStatus::Executing).await?;
+        let calls = hook.calls();
+        let skipped = home.store().expire_run(&run.id, expiry()).await?;
+        assert!(matches!(skipped, ExpireRunOutcome::Skipped(_)), "{home}");
+        let stale = home.store().start_attempt(&run.id, start_from(&SnapshotId::mint())).await;
+        stale.expect_err("not its snapshot");
+        let missing = RunId::mint(home.residency());
+        home.store().cancel_run(&missing, cancellation(true)).await.expect_err("there is none");
+        assert_eq!(hook.calls(), calls, "{home}");
+        assert_eq!(home.run(&run.id).await?.status, RunStatus::Executing, "{home}");
+    }
+    Ok(())
+}
