@@ -32,6 +32,7 @@ pub mod build;
 pub mod catalogue;
 pub mod databases;
 pub mod demo;
+pub mod moves;
 pub mod proxy;
 pub mod runs;
 pub mod servers;

@@ -30,12 +30,15 @@ pub(in crate::postgres) async fn requeue_run<S: Schema>(
 
     let done = transition(store, operation, id, Some(&from), snapshot, |current| {
         let state = current.state();
-        let Current { mut run, now, .. } = current;
+        let Current { mut run, now, is_repeat, .. } = current;
         let mut effects = vec![Effect::Nack { run: *id, not_before }];
         if let Some(FailedAttempt { usage, machine_preset }) = &failed_attempt {
             add_usage(&mut run, *usage);
             run.machine_preset = machine_preset.clone().or(run.machine_preset);
-            let (attempt, at) = (run.attempt_number.unwrap_or(0), not_before.unwrap_or(now.to_utc()));
+            let attempt = run.attempt_number.unwrap_or(0);
+            // The moment of the change, which a repeated call finds in the row.
+            let changed_at = if is_repeat { run.updated_at } else { Ord::max(now, run.updated_at) };
+            let at = not_before.unwrap_or(changed_at.to_utc());
             effects.push(Effect::Emit(Event::RetryScheduled { run: *id, attempt, at }));
         }
         run.status = RunStatus::Pending;
