@@ -97,12 +97,16 @@ pub use relations::Relations;
 pub use residency::{IdFault, Residency, Routable, UnclassifiableId, classify, is_classifiable};
 pub use routing::{Policy, Route, RoutingRunStore};
 pub use runs::{MAX_IDS, MAX_INDEXED_TEXT, Runs};
-pub use snapshots::Snapshots;
+pub use snapshots::{CompletedWaitpoint, CreateExecutionSnapshot, Snapshots};
 pub use tags::WaitpointTags;
 pub use topology::{Config, ConfigError, DatabaseConfig, Endpoint, SecretUrl, TopologyError, connect};
 pub use transitions::{
-    BatchExpiry, CancelRun, CancelRunOutcome, CompleteAttemptSuccess, ExpireRun, ExpireRunOutcome, ExpiredRun,
-    FailRunPermanently, FailedExpiry, FailedStatus, LockRunToWorker, SkipReason, StartAttempt, Transitions, Usage,
+    BatchExpiry, CancelRun, CancelRunOutcome, CheckpointImage, CompleteAttemptSuccess, DiscardReason,
+    EnqueueDelayedOutcome, EnqueueDelayedRun, ExpireParkedOutcome, ExpireParkedRun, ExpireRun, ExpireRunOutcome,
+    ExpiredRun, FailRunPermanently, FailedAttempt, FailedExpiry, FailedStatus, FinalizeRun, LockRunToWorker,
+    ParkPendingVersion, PromotePendingVersionOutcome, PromotePendingVersionRun, RecordInvalidSnapshot, RequeueRun,
+    RescheduleOutcome, RescheduleRun, ResumeFromCheckpoint, ResumeQueuedExecuting, RetryInPlace, RewriteDebouncedRun,
+    RewriteOutcome, SkipReason, StartAttempt, SuspendForCheckpoint, SuspendForCheckpointOutcome, Transitions, Usage,
 };
 pub use units::Units;
 pub use waitpoints::Waitpoints;

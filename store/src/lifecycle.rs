@@ -62,6 +62,8 @@ pub enum Operation {
     ResumeFromCheckpoint,
     /// A delayed run is moved to another date.
     RescheduleRun,
+    /// A delayed run is given other data, and perhaps another date.
+    RewriteDebouncedRun,
     /// The date of a delayed run has come.
     EnqueueDelayedRun,
     /// A run is held up by a waitpoint.
@@ -72,6 +74,8 @@ pub enum Operation {
     RecordInvalidSnapshot,
     /// A caller's own unit writes a snapshot.
     CreateExecutionSnapshot,
+    /// A run of the old engine, which has no snapshots, ends.
+    FinalizeRun,
 }
 
 impl Operation {
@@ -98,11 +102,13 @@ impl Operation {
             Operation::SuspendForCheckpoint => "suspend_for_checkpoint",
             Operation::ResumeFromCheckpoint => "resume_from_checkpoint",
             Operation::RescheduleRun => "reschedule_run",
+            Operation::RewriteDebouncedRun => "rewrite_debounced_run",
             Operation::EnqueueDelayedRun => "enqueue_delayed_run",
             Operation::MarkBlocked => "mark_blocked",
             Operation::ResumeUnblockedRun => "resume_unblocked_run",
             Operation::RecordInvalidSnapshot => "record_invalid_snapshot",
             Operation::CreateExecutionSnapshot => "create_execution_snapshot",
+            Operation::FinalizeRun => "finalize_run",
         }
     }
 
@@ -191,6 +197,8 @@ pub const TRANSITIONS: &[(Operation, Sources, ExecutionStatus)] = &[
     (Operation::ResumeFromCheckpoint, Sources::States(&[PendingExecuting]), Executing),
     (Operation::RescheduleRun, Sources::States(&[RunCreated, Delayed]), Delayed),
     (Operation::RescheduleRun, Sources::States(&[RunCreated]), RunCreated),
+    (Operation::RewriteDebouncedRun, Sources::States(&[RunCreated, Delayed]), Delayed),
+    (Operation::RewriteDebouncedRun, Sources::States(&[RunCreated]), RunCreated),
     (Operation::EnqueueDelayedRun, Sources::States(&[RunCreated, Delayed]), Queued),
     (Operation::MarkBlocked, Sources::States(&[Executing]), ExecutingWithWaitpoints),
     (Operation::ResumeUnblockedRun, Sources::States(&[ExecutingWithWaitpoints]), Executing),

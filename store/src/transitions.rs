@@ -8,8 +8,17 @@ use crate::create::{Payload, SnapshotDetails};
 use crate::error::{Result, StoreError};
 use crate::ids::{QueueId, RunId, SnapshotId, WorkerId, WorkerTaskId};
 use crate::lifecycle::{Effect, Transition};
-use crate::model::{Run, RunStatus};
+use crate::model::{Run, RunStatus, Snapshot};
 use crate::read::Token;
+
+mod moves;
+
+pub use moves::{
+    CheckpointImage, DiscardReason, EnqueueDelayedOutcome, EnqueueDelayedRun, ExpireParkedOutcome, ExpireParkedRun,
+    FailedAttempt, FinalizeRun, ParkPendingVersion, PromotePendingVersionOutcome, PromotePendingVersionRun,
+    RecordInvalidSnapshot, RequeueRun, RescheduleOutcome, RescheduleRun, ResumeFromCheckpoint, ResumeQueuedExecuting,
+    RetryInPlace, RewriteDebouncedRun, RewriteOutcome, SuspendForCheckpoint, SuspendForCheckpointOutcome,
+};
 
 /// The transitions of a run that exists.
 ///
@@ -82,6 +91,114 @@ pub trait Transitions: Send + Sync {
     /// from being committed: its runs are listed as failed, and repeating the call for them is harmless.
     /// Errors: `InvalidInput`, above [`MAX_IDS`] ids too; nothing else fails the call as a whole.
     async fn expire_runs_batch(&self, runs: &[RunId], input: ExpireRun) -> Result<BatchExpiry>;
+
+    /// Goes on with a run whose attempt failed, in the process that has it: usage, perhaps a machine size, `EXECUTING`
+    /// snapshot.
+    ///
+    /// The attempt's block edges go, and what had been completed for it is not handed on.
+    /// Effects: notify the worker; events.
+    /// Errors: `NotFound`, `StaleSnapshot`, `IllegalTransition`.
+    async fn retry_in_place(&self, run: &RunId, input: RetryInPlace) -> Result<Transition<Run>>;
+
+    /// Puts a run back into the queue: status `PENDING`, usage, `QUEUED` snapshot.
+    ///
+    /// A run that no worker has begun keeps checkpoint, batch and completed waitpoints. One whose attempt failed keeps
+    /// none of them, and its block edges go: its next attempt begins anew.
+    /// Effects: give the claimed message back; events. The change comes first: a message that was given back earlier
+    /// could be claimed for a run whose snapshot does not say so yet. Where the queue refuses the message, fail the run.
+    /// Errors: `NotFound`, `StaleSnapshot`, `IllegalTransition`.
+    async fn requeue_run(&self, run: &RunId, input: RequeueRun) -> Result<Transition<Run>>;
+
+    /// Goes on with a run that was queued while a worker still had it, now that it has its slot back: `EXECUTING`
+    /// snapshot with batch and completed waitpoints; the status stays.
+    ///
+    /// Effects: notify the worker; events.
+    /// Errors: `NotFound`, `StaleSnapshot`, `IllegalTransition`.
+    async fn resume_queued_executing(&self, run: &RunId, input: ResumeQueuedExecuting) -> Result<Transition<Run>>;
+
+    /// Parks a queued run that no worker version can run: status `PENDING_VERSION` with the reason, `RUN_CREATED`
+    /// snapshot.
+    ///
+    /// All that the snapshot says is taken from the current one; no other system is asked.
+    /// Effects: acknowledge; events.
+    /// Errors: `NotFound`, `StaleSnapshot`, `IllegalTransition`.
+    async fn park_pending_version(&self, run: &RunId, input: ParkPendingVersion) -> Result<Transition<Run>>;
+
+    /// Takes a parked run on, now that there is a worker version: into the queue, or to wait for its date if that is in
+    /// the future by the store's clock. Status, cleared reason, pinned version, snapshot.
+    ///
+    /// Of this call and [`expire_parked_run`](Transitions::expire_parked_run) exactly one wins.
+    /// Effects: publish, or arm the job that queues it; withdraw the deadline; events.
+    /// Errors: `NotFound`. A run that is not parked is an outcome.
+    async fn promote_pending_version_run(
+        &self,
+        run: &RunId,
+        input: PromotePendingVersionRun,
+    ) -> Result<PromotePendingVersionOutcome>;
+
+    /// Records the process image of a run that nothing runs any more: status `WAITING_TO_RESUME`, checkpoint row,
+    /// `SUSPENDED` snapshot with batch and completed waitpoints.
+    ///
+    /// A run that was queued while a worker still had it becomes `QUEUED` instead; there the caller may also name the
+    /// snapshot before that.
+    /// Effects: give the concurrency slot back, or publish; events.
+    /// Errors: `NotFound`. An image that is of no use is an outcome.
+    async fn suspend_for_checkpoint(
+        &self,
+        run: &RunId,
+        input: SuspendForCheckpoint,
+    ) -> Result<SuspendForCheckpointOutcome>;
+
+    /// Goes on with a run whose process image a worker has restored: status `EXECUTING`, `EXECUTING` snapshot with batch
+    /// and completed waitpoints; the checkpoint has served.
+    ///
+    /// Effects: notify the worker; events.
+    /// Errors: `NotFound`, `StaleSnapshot`, `IllegalTransition`.
+    async fn resume_from_checkpoint(&self, run: &RunId, input: ResumeFromCheckpoint) -> Result<Transition<Run>>;
+
+    /// Moves a delayed run to another date, with a snapshot. A parked run stays parked and has a new date.
+    ///
+    /// Effects: arm the job that queues it, unless it is parked; events.
+    /// Errors: `NotFound`. A run that waits no more is an outcome.
+    async fn reschedule_run(&self, run: &RunId, input: RescheduleRun) -> Result<RescheduleOutcome>;
+
+    /// Gives a delayed run other data, and another date if one is given; a parked run too.
+    ///
+    /// Without a date the run keeps its snapshot. The answer has the waitpoint that waits for the run, if there is one.
+    /// Statements: one more than the others, for the waitpoint.
+    /// Effects: those of [`reschedule_run`](Transitions::reschedule_run) where the date is moved, else none.
+    /// Errors: `NotFound`. A run that waits no more is an outcome.
+    async fn rewrite_debounced_run(&self, run: &RunId, input: RewriteDebouncedRun) -> Result<RewriteOutcome>;
+
+    /// Puts a delayed run into the queue: status `PENDING`, `QUEUED` snapshot.
+    ///
+    /// Whether its date has come is told by the store's clock and the stored date, which may have been moved since the job
+    /// was armed.
+    /// Effects: publish; events.
+    /// Errors: `NotFound`. A run that waits no more, or still has to, is an outcome.
+    async fn enqueue_delayed_run(&self, run: &RunId, input: EnqueueDelayedRun) -> Result<EnqueueDelayedOutcome>;
+
+    /// Expires a run that is still parked: run and `FINISHED` snapshot.
+    ///
+    /// Of this call and [`promote_pending_version_run`](Transitions::promote_pending_version_run) exactly one wins.
+    /// Effects: as of every end.
+    /// Errors: `NotFound`. A run that is not parked, or whose date has not come, is an outcome.
+    async fn expire_parked_run(&self, run: &RunId, input: ExpireParkedRun) -> Result<ExpireParkedOutcome>;
+
+    /// Writes down that an illegal move was tried: a snapshot that is not valid, names the current one and tells its
+    /// state. It never becomes the current one, and nothing else changes.
+    ///
+    /// Statements: a read and an insert. No effects; no hook is called. Repeating the call with the same snapshot id is a
+    /// `UniqueViolation`: the record is there.
+    /// Errors: `NotFound`, `StaleSnapshot` for a run without a snapshot.
+    async fn record_invalid_snapshot(&self, run: &RunId, input: RecordInvalidSnapshot) -> Result<Snapshot>;
+
+    /// Ends a run of the old engine, which has neither snapshots nor effects: the given columns at once, so that nobody
+    /// sees a final status without its error. Appends the bulk action.
+    ///
+    /// Not guarded by a state: the old engine has its own rules.
+    /// Errors: `NotFound`, `IllegalTransition` for a run of the new engine, `InvalidInput` for a status that is not final.
+    async fn finalize_run(&self, run: &RunId, input: FinalizeRun) -> Result<Run>;
 }
 
 /// Input of [`Transitions::lock_run_to_worker`].

@@ -33,6 +33,7 @@ pub mod catalogue;
 pub mod databases;
 pub mod demo;
 pub mod mode;
+pub mod moves;
 pub mod proxy;
 pub mod runs;
 pub mod servers;

@@ -8,17 +8,20 @@ use sea_orm::{DbBackend, FromQueryResult, Statement};
 
 use super::PgRunStore;
 use super::database::Unit;
-use super::input::{json, present, stamp, within};
+use super::input::{json, present, stamp, text, within};
 use super::schema::Schema;
 use super::transition::{Carry, Current, Decision, Done, Edges, Next, transition};
-use super::transitions::{completed, ending, member_ended, wake_ups};
+use super::transitions::{completed, ending, is_own_write, member_ended, repeated, wake_ups};
 use crate::create::SnapshotDetails;
 use crate::error::Result;
 use crate::ids::{BatchId, RunId, SnapshotId, WaitpointId};
 use crate::lifecycle::{Effect, Event, Job, Operation, WaitpointOutput, in_order};
 use crate::model::{ExecutionStatus, RunColumn, RunStatus};
 use crate::residency::Routable;
-use crate::transitions::{BatchExpiry, ExpireRun, ExpireRunOutcome, ExpiredRun, FailedExpiry, SkipReason};
+use crate::transitions::{
+    BatchExpiry, ExpireParkedOutcome, ExpireParkedRun, ExpireRun, ExpireRunOutcome, ExpiredRun, FailedExpiry,
+    SkipReason,
+};
 
 /// Ids handled in one transaction.
 const CHUNK: usize = 1_000;
@@ -53,12 +56,68 @@ pub(super) async fn expire_run<S: Schema>(
             state: ExecutionStatus::Finished,
             description: DESCRIPTION,
             carry: Carry::NOTHING,
-            edges: Edges::Stay,
+            edges: Edges::RemoveAll,
             effects,
         })))
     });
     Ok(match done.await? {
         Done::Became(transition) => ExpireRunOutcome::Expired(transition),
+        Done::Stayed(answer) => answer,
+    })
+}
+
+pub(super) async fn expire_parked_run<S: Schema>(
+    store: &PgRunStore<S>,
+    id: &RunId,
+    input: ExpireParkedRun,
+) -> Result<ExpireParkedOutcome> {
+    let operation = Operation::ExpireParkedRun;
+    let ExpireParkedRun { error, expired_at, status_reason, snapshot } = input;
+    json("error", Some(&error))
+        .and_then(|()| text("status_reason", &status_reason))
+        .map_err(|kind| store.refuse(operation, kind))?;
+    let done = transition(store, operation, id, None, snapshot, |current: Current| {
+        if is_own_write(&current) {
+            let effects = ending(id, &current, &current.run, true, WaitpointOutput::failure(&error));
+            return Ok(repeated(id, current, effects, ExpireParkedOutcome::Expired));
+        }
+        let status = current.run.status;
+        if status == RunStatus::Expired && current.state() == Some(ExecutionStatus::Finished) {
+            let effects = wake_ups(id, &current);
+            return Ok(Decision::leave(current, effects, ExpireParkedOutcome::Expired));
+        }
+        if status != RunStatus::PendingVersion {
+            return Ok(Decision::leave(current, Vec::new(), move |_| ExpireParkedOutcome::NotParked(status)));
+        }
+        if let Some(until) = current.run.delay_until.filter(|until| *until > current.now) {
+            let outcome = ExpireParkedOutcome::MovedTo(until.to_utc());
+            return Ok(Decision::leave(current, Vec::new(), move |_| outcome));
+        }
+        let mut run = current.run.clone();
+        run.status = RunStatus::Expired;
+        run.status_reason = Some(status_reason.clone());
+        run.expired_at = Some(stamp(expired_at));
+        run.completed_at = Some(stamp(expired_at));
+        let effects = ending(id, &current, &run, true, WaitpointOutput::failure(&error));
+        run.error = present(Some(error.clone()));
+        Ok(Decision::Become(Box::new(Next {
+            run,
+            columns: &[
+                RunColumn::Status,
+                RunColumn::StatusReason,
+                RunColumn::ExpiredAt,
+                RunColumn::CompletedAt,
+                RunColumn::Error,
+            ],
+            state: ExecutionStatus::Finished,
+            description: "Run expired before there was a worker version for it",
+            carry: Carry::NOTHING,
+            edges: Edges::RemoveAll,
+            effects,
+        })))
+    });
+    Ok(match done.await? {
+        Done::Became(transition) => ExpireParkedOutcome::Expired(transition),
         Done::Stayed(answer) => answer,
     })
 }
@@ -135,6 +194,8 @@ static WRITE: LazyLock<String> = LazyLock::new(|| {
     UPDATE task_run
     SET status = 'EXPIRED', error = $4, expired_at = $5, completed_at = $5, updated_at = $6
     WHERE id = ANY($1)
+), edges AS (
+    DELETE FROM task_run_waitpoint WHERE task_run_id = ANY($1)
 )
 INSERT INTO task_run_execution_snapshot (
     id, engine, execution_status, description, is_valid, previous_snapshot_id, run_id, run_status, attempt_number,

@@ -14,6 +14,7 @@ mod input;
 mod keys;
 mod relations;
 mod schema;
+mod snapshot_write;
 mod snapshots;
 mod tags;
 mod transition;
@@ -35,13 +36,16 @@ use crate::error::{Entity, ErrorKind, Result, StoreError};
 use crate::find::{FindRuns, RunFilter, RunLookup};
 use crate::ids::RunId;
 use crate::lifecycle::{Effect, Operation, Transition, TransitionHook};
-use crate::model::{Run, RunSummary};
+use crate::model::{Run, RunSummary, Snapshot};
 use crate::read::Read;
 use crate::residency::Residency;
 use crate::runs::Runs;
 use crate::transitions::{
-    BatchExpiry, CancelRun, CancelRunOutcome, CompleteAttemptSuccess, ExpireRun, ExpireRunOutcome, FailRunPermanently,
-    LockRunToWorker, StartAttempt, Transitions,
+    BatchExpiry, CancelRun, CancelRunOutcome, CompleteAttemptSuccess, EnqueueDelayedOutcome, EnqueueDelayedRun,
+    ExpireParkedOutcome, ExpireParkedRun, ExpireRun, ExpireRunOutcome, FailRunPermanently, FinalizeRun,
+    LockRunToWorker, ParkPendingVersion, PromotePendingVersionOutcome, PromotePendingVersionRun, RecordInvalidSnapshot,
+    RequeueRun, RescheduleOutcome, RescheduleRun, ResumeFromCheckpoint, ResumeQueuedExecuting, RetryInPlace,
+    RewriteDebouncedRun, RewriteOutcome, StartAttempt, SuspendForCheckpoint, SuspendForCheckpointOutcome, Transitions,
 };
 
 pub(crate) use database::Database;
@@ -195,5 +199,65 @@ impl<S: Schema> Transitions for PgRunStore<S> {
 
     async fn expire_runs_batch(&self, runs: &[RunId], input: ExpireRun) -> Result<BatchExpiry> {
         expire::expire_runs_batch(self, runs, input).await
+    }
+
+    async fn retry_in_place(&self, run: &RunId, input: RetryInPlace) -> Result<Transition<Run>> {
+        transitions::retry_in_place(self, run, input).await
+    }
+
+    async fn requeue_run(&self, run: &RunId, input: RequeueRun) -> Result<Transition<Run>> {
+        transitions::requeue_run(self, run, input).await
+    }
+
+    async fn resume_queued_executing(&self, run: &RunId, input: ResumeQueuedExecuting) -> Result<Transition<Run>> {
+        transitions::resume_queued_executing(self, run, input).await
+    }
+
+    async fn park_pending_version(&self, run: &RunId, input: ParkPendingVersion) -> Result<Transition<Run>> {
+        transitions::park_pending_version(self, run, input).await
+    }
+
+    async fn promote_pending_version_run(
+        &self,
+        run: &RunId,
+        input: PromotePendingVersionRun,
+    ) -> Result<PromotePendingVersionOutcome> {
+        transitions::promote_pending_version_run(self, run, input).await
+    }
+
+    async fn suspend_for_checkpoint(
+        &self,
+        run: &RunId,
+        input: SuspendForCheckpoint,
+    ) -> Result<SuspendForCheckpointOutcome> {
+        transitions::suspend_for_checkpoint(self, run, input).await
+    }
+
+    async fn resume_from_checkpoint(&self, run: &RunId, input: ResumeFromCheckpoint) -> Result<Transition<Run>> {
+        transitions::resume_from_checkpoint(self, run, input).await
+    }
+
+    async fn reschedule_run(&self, run: &RunId, input: RescheduleRun) -> Result<RescheduleOutcome> {
+        transitions::reschedule_run(self, run, input).await
+    }
+
+    async fn rewrite_debounced_run(&self, run: &RunId, input: RewriteDebouncedRun) -> Result<RewriteOutcome> {
+        transitions::rewrite_debounced_run(self, run, input).await
+    }
+
+    async fn enqueue_delayed_run(&self, run: &RunId, input: EnqueueDelayedRun) -> Result<EnqueueDelayedOutcome> {
+        transitions::enqueue_delayed_run(self, run, input).await
+    }
+
+    async fn expire_parked_run(&self, run: &RunId, input: ExpireParkedRun) -> Result<ExpireParkedOutcome> {
+        expire::expire_parked_run(self, run, input).await
+    }
+
+    async fn record_invalid_snapshot(&self, run: &RunId, input: RecordInvalidSnapshot) -> Result<Snapshot> {
+        snapshot_write::record_invalid_snapshot(self, run, input).await
+    }
+
+    async fn finalize_run(&self, run: &RunId, input: FinalizeRun) -> Result<Run> {
+        transitions::finalize_run(self, run, input).await
     }
 }

@@ -6,16 +6,21 @@ use sea_orm::sea_query::Expr;
 
 use super::PgRunStore;
 use super::schema::Schema;
+use super::snapshot_write::create_execution_snapshot;
 use super::transition::newest_valid;
 use crate::error::Result;
 use crate::ids::{EnvironmentId, RunId};
 use crate::model::{Snapshot, SnapshotColumn};
 use crate::read::Read;
 use crate::residency::Routable;
-use crate::snapshots::Snapshots;
+use crate::snapshots::{CreateExecutionSnapshot, Snapshots};
 
 #[async_trait]
 impl<S: Schema> Snapshots for PgRunStore<S> {
+    async fn create_execution_snapshot(&self, run: &RunId, input: CreateExecutionSnapshot) -> Result<Snapshot> {
+        create_execution_snapshot(self, run, input).await
+    }
+
     async fn find_latest_execution_snapshot(
         &self,
         run: &RunId,

@@ -59,7 +59,7 @@ use crate::read::{Read, Token};
 use crate::residency::Routable;
 
 /// How often a transition is tried without a lock.
-const OPTIMISTIC_TRIES: u32 = 3;
+pub(super) const OPTIMISTIC_TRIES: u32 = 3;
 
 /// What an operation decides by, read on the primary as one state.
 #[derive(Clone)]
@@ -370,12 +370,12 @@ impl Asked<'_> {
 }
 
 /// What was read of a run.
-struct Seen {
-    run: Run,
-    snapshot: Option<Snapshot>,
-    waitpoint: Option<WaitpointId>,
+pub(super) struct Seen {
+    pub(super) run: Run,
+    pub(super) snapshot: Option<Snapshot>,
+    pub(super) waitpoint: Option<WaitpointId>,
     /// The version of the row, where it is not locked.
-    version: Option<String>,
+    pub(super) version: Option<String>,
 }
 
 /// Whether the table of transitions allows it, and the run is not over: a run can be over without a snapshot that says
@@ -415,7 +415,11 @@ pub(super) struct Texts {
 const SNAPSHOT: &str = "s_";
 
 /// Run, current snapshot and pending waitpoint as one state, and the version of the row.
-async fn read_seen<S: Schema>(store: &PgRunStore<S>, operation: Operation, id: &RunId) -> Result<Option<Seen>> {
+pub(super) async fn read_seen<S: Schema>(
+    store: &PgRunStore<S>,
+    operation: Operation,
+    id: &RunId,
+) -> Result<Option<Seen>> {
     let text = store.texts.seen.get_or_init(|| seen_query::<S>().to_string(PostgresQueryBuilder));
     let statement = Statement::from_sql_and_values(DbBackend::Postgres, text, [id.as_str().into()]);
     let rows = store.database.rows(operation.name(), Read::Primary, statement).await?;
@@ -451,13 +455,16 @@ fn seen_query<S: Schema>() -> SelectStatement {
     query
 }
 
-async fn lock_run<S: Schema>(unit: &Unit<'_>, id: &RunId) -> Result<Option<Run>> {
+pub(super) async fn lock_run<S: Schema>(unit: &Unit<'_>, id: &RunId) -> Result<Option<Run>> {
     let query = S::TaskRun::rows().filter(RunColumn::Id.eq(id.as_str())).lock(LockType::NoKeyUpdate).into_query();
     Ok(unit.all::<Run>(&query).await?.into_iter().next())
 }
 
 /// The current snapshot, and the pending waitpoint that waits for the run.
-async fn current_snapshot<S: Schema>(unit: &Unit<'_>, id: &RunId) -> Result<Option<(Snapshot, Option<WaitpointId>)>> {
+pub(super) async fn current_snapshot<S: Schema>(
+    unit: &Unit<'_>,
+    id: &RunId,
+) -> Result<Option<(Snapshot, Option<WaitpointId>)>> {
     let id = || Expr::val(id.as_str());
     let mut query = newest_valid::<S>(id());
     query.expr_as(Expr::SubQuery(None, Box::new(pending_waitpoint::<S>(id()).into())), "pending_waitpoint_id");
@@ -566,11 +573,7 @@ fn write_together<S: Schema>(
         }
         Keep::Dropped => (),
         Keep::Set(completed) => {
-            let mut waitpoints: Vec<String> = completed.iter().map(|done| done.waitpoint.to_string()).collect();
-            waitpoints.sort_unstable();
-            waitpoints.dedup();
-            let insert = S::completed_links().insert(&snapshot.id, waitpoints, Some(GATE));
-            parts.push(expression("links", insert));
+            parts.push(links::<S>(snapshot, &completed));
         }
     }
     let of_run = |delete: &mut sea_orm::sea_query::DeleteStatement| {
@@ -593,6 +596,28 @@ fn write_together<S: Schema>(
         }
     }
     gated(update, parts)
+}
+
+/// A snapshot and its links, with nothing of the run changed but its version. Selects a row if the run was as seen.
+pub(super) fn write_beside<S: Schema>(
+    run: &Run,
+    version: Option<&str>,
+    snapshot: &Snapshot,
+    completed: &[Completed],
+) -> WithQuery {
+    let mut parts = vec![expression("snapshot", S::Snapshot::insert_row_if(GATE, snapshot))];
+    if !completed.is_empty() {
+        parts.push(links::<S>(snapshot, completed));
+    }
+    gated(update::<S>(None, run, &[], version), parts)
+}
+
+/// A link to each of the waitpoints.
+fn links<S: Schema>(snapshot: &Snapshot, completed: &[Completed]) -> CommonTableExpression {
+    let mut waitpoints: Vec<String> = completed.iter().map(|done| done.waitpoint.to_string()).collect();
+    waitpoints.sort_unstable();
+    waitpoints.dedup();
+    expression("links", S::completed_links().insert(&snapshot.id, waitpoints, Some(GATE)))
 }
 
 fn expression(name: &'static str, query: impl Into<SubQueryStatement>) -> CommonTableExpression {

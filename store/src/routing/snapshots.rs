@@ -7,10 +7,14 @@ use crate::error::Result;
 use crate::ids::{EnvironmentId, RunId};
 use crate::model::Snapshot;
 use crate::read::Read;
-use crate::snapshots::Snapshots;
+use crate::snapshots::{CreateExecutionSnapshot, Snapshots};
 
 #[async_trait]
 impl Snapshots for RoutingRunStore {
+    async fn create_execution_snapshot(&self, run: &RunId, input: CreateExecutionSnapshot) -> Result<Snapshot> {
+        self.owner_of(run).create_execution_snapshot(run, input).await
+    }
+
     async fn find_latest_execution_snapshot(
         &self,
         run: &RunId,

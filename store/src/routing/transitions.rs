@@ -7,11 +7,14 @@ use super::{RoutingRunStore, merge, route};
 use crate::error::{Result, StoreError};
 use crate::ids::RunId;
 use crate::lifecycle::Transition;
-use crate::model::Run;
+use crate::model::{Run, Snapshot};
 use crate::postgres::within;
 use crate::transitions::{
-    BatchExpiry, CancelRun, CancelRunOutcome, CompleteAttemptSuccess, ExpireRun, ExpireRunOutcome, FailRunPermanently,
-    LockRunToWorker, StartAttempt, Transitions,
+    BatchExpiry, CancelRun, CancelRunOutcome, CompleteAttemptSuccess, EnqueueDelayedOutcome, EnqueueDelayedRun,
+    ExpireParkedOutcome, ExpireParkedRun, ExpireRun, ExpireRunOutcome, FailRunPermanently, FinalizeRun,
+    LockRunToWorker, ParkPendingVersion, PromotePendingVersionOutcome, PromotePendingVersionRun, RecordInvalidSnapshot,
+    RequeueRun, RescheduleOutcome, RescheduleRun, ResumeFromCheckpoint, ResumeQueuedExecuting, RetryInPlace,
+    RewriteDebouncedRun, RewriteOutcome, StartAttempt, SuspendForCheckpoint, SuspendForCheckpointOutcome, Transitions,
 };
 
 #[async_trait]
@@ -48,5 +51,65 @@ impl Transitions for RoutingRunStore {
             async move { self.owner(residency).expire_runs_batch(&runs, input).await }
         });
         Ok(merge::expiries(try_join_all(legs).await?))
+    }
+
+    async fn retry_in_place(&self, run: &RunId, input: RetryInPlace) -> Result<Transition<Run>> {
+        self.owner_of(run).retry_in_place(run, input).await
+    }
+
+    async fn requeue_run(&self, run: &RunId, input: RequeueRun) -> Result<Transition<Run>> {
+        self.owner_of(run).requeue_run(run, input).await
+    }
+
+    async fn resume_queued_executing(&self, run: &RunId, input: ResumeQueuedExecuting) -> Result<Transition<Run>> {
+        self.owner_of(run).resume_queued_executing(run, input).await
+    }
+
+    async fn park_pending_version(&self, run: &RunId, input: ParkPendingVersion) -> Result<Transition<Run>> {
+        self.owner_of(run).park_pending_version(run, input).await
+    }
+
+    async fn promote_pending_version_run(
+        &self,
+        run: &RunId,
+        input: PromotePendingVersionRun,
+    ) -> Result<PromotePendingVersionOutcome> {
+        self.owner_of(run).promote_pending_version_run(run, input).await
+    }
+
+    async fn suspend_for_checkpoint(
+        &self,
+        run: &RunId,
+        input: SuspendForCheckpoint,
+    ) -> Result<SuspendForCheckpointOutcome> {
+        self.owner_of(run).suspend_for_checkpoint(run, input).await
+    }
+
+    async fn resume_from_checkpoint(&self, run: &RunId, input: ResumeFromCheckpoint) -> Result<Transition<Run>> {
+        self.owner_of(run).resume_from_checkpoint(run, input).await
+    }
+
+    async fn reschedule_run(&self, run: &RunId, input: RescheduleRun) -> Result<RescheduleOutcome> {
+        self.owner_of(run).reschedule_run(run, input).await
+    }
+
+    async fn rewrite_debounced_run(&self, run: &RunId, input: RewriteDebouncedRun) -> Result<RewriteOutcome> {
+        self.owner_of(run).rewrite_debounced_run(run, input).await
+    }
+
+    async fn enqueue_delayed_run(&self, run: &RunId, input: EnqueueDelayedRun) -> Result<EnqueueDelayedOutcome> {
+        self.owner_of(run).enqueue_delayed_run(run, input).await
+    }
+
+    async fn expire_parked_run(&self, run: &RunId, input: ExpireParkedRun) -> Result<ExpireParkedOutcome> {
+        self.owner_of(run).expire_parked_run(run, input).await
+    }
+
+    async fn record_invalid_snapshot(&self, run: &RunId, input: RecordInvalidSnapshot) -> Result<Snapshot> {
+        self.owner_of(run).record_invalid_snapshot(run, input).await
+    }
+
+    async fn finalize_run(&self, run: &RunId, input: FinalizeRun) -> Result<Run> {
+        self.owner_of(run).finalize_run(run, input).await
     }
 }

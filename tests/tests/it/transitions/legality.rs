@@ -4,12 +4,12 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use store::lifecycle::{Sources, TRANSITIONS};
 use store::{
-    CancelRun, CompleteAttemptSuccess, Constraint, CreateFailedRun, Entity, ErrorKind, ExecutionStatus, ExpireRun,
-    FailRunPermanently, InputProblem, LockRunToWorker, Operation, Payload, RunId, RunStatus, SkipReason, Snapshot,
-    SnapshotDetails, SnapshotId, StoreError, Usage, WaitpointId,
+    CancelRun, CompleteAttemptSuccess, Constraint, CreateFailedRun, DiscardReason, EdgeId, Entity, ErrorKind,
+    ExecutionStatus, ExpireRun, FailRunPermanently, InputProblem, LockRunToWorker, Operation, Payload, RunId,
+    RunStatus, SkipReason, Snapshot, SnapshotDetails, SnapshotId, StoreError, Usage, WaitpointId,
 };
 use tests::runs::{
-    Seeded, Stores, cancellation, complete_from, created, current, expiry, fail_from, lock_to_worker, moment,
+    Home, Seeded, Stores, cancellation, complete_from, created, current, expiry, fail_from, lock_to_worker, moment,
     start_from,
 };
 
@@ -59,6 +59,24 @@ async fn a_run_that_succeeds_leaves_a_chain_of_snapshots() -> Result<()> {
     Ok(())
 }
 
+const EXECUTING: [ExecutionStatus; 2] = [ExecutionStatus::Executing, ExecutionStatus::ExecutingWithWaitpoints];
+
+async fn insert_edge(home: &Home<'_>, run: &RunId) -> Result<WaitpointId> {
+    let (edge, waitpoint) = (EdgeId::mint(), WaitpointId::mint());
+    home.sql("ALTER TABLE task_run_waitpoint DISABLE TRIGGER ALL").await?;
+    home.sql(&format!(
+        "INSERT INTO task_run_waitpoint (id, task_run_id, waitpoint_id, project_id, updated_at)
+         VALUES ('{edge}', '{run}', '{waitpoint}', '{}', now())",
+        home.environment().project
+    ))
+    .await?;
+    Ok(waitpoint)
+}
+
+async fn edges_of(home: &Home<'_>, run: &RunId) -> Result<i64> {
+    home.value(&format!("SELECT count(*) FROM task_run_waitpoint WHERE task_run_id = '{run}'")).await
+}
+
 #[tokio::test]
 async fn an_operation_is_legal_in_exactly_the_states_of_the_table() -> Result<()> {
     let stores = Stores::fresh().await?;
@@ -80,8 +98,13 @@ async fn an_operation_is_legal_in_exactly_the_states_of_the_table() -> Result<()
                 // Whether it is locked is another question.
                 let locked = if step == Step::Expire { "NULL" } else { "'task_1'" };
                 home.sql(&format!("UPDATE task_run SET locked_by_id = {locked} WHERE id = '{}'", run.id)).await?;
+                if (step, state) == (Step::Enqueue, ExecutionStatus::RunCreated) {
+                    // Not one that waits for a version: one that an earlier system has delayed.
+                    home.sql(&format!("UPDATE task_run SET status = 'DELAYED' WHERE id = '{}'", run.id)).await?;
+                }
+                let edges = [insert_edge(&home, &run.id).await?, insert_edge(&home, &run.id).await?];
                 let status = home.run(&run.id).await?.status;
-                if !legal.contains(&state) && !matches!(step, Step::Cancel | Step::CancelNow | Step::Expire) {
+                if !legal.contains(&state) && step.names_snapshot() {
                     let expected = ErrorKind::IllegalTransition { operation, from: Some(state), status };
                     check_refused(&home, step, &run, &expected).await?;
                     continue;
@@ -97,6 +120,11 @@ async fn an_operation_is_legal_in_exactly_the_states_of_the_table() -> Result<()
                         assert!(operation.may_take(Some(state), to), "{home}: {step:?} went from {state:?} to {to:?}");
                         assert_eq!(snapshot.previous_snapshot_id, Some(run.snapshot.to_string()), "{home}: {step:?}");
                         assert_eq!(home.snapshots(&run.id).await?.len(), 2, "{home}: {step:?} in {state:?}");
+                        // Neither a run that is over nor an attempt that failed waits for anything.
+                        let has_failed = step == Step::Retry || (step == Step::Requeue && EXECUTING.contains(&state));
+                        let waits = to != ExecutionStatus::Finished && !has_failed;
+                        let expected = if waits { edges.len() as i64 } else { 0 };
+                        assert_eq!(edges_of(&home, &run.id).await?, expected, "{home}: {step:?} in {state:?}");
                     }
                     stayed => {
                         assert_eq!(stored(&home, &run.id).await?, before, "{home}: {step:?} in {state:?}");
@@ -112,8 +140,22 @@ async fn an_operation_is_legal_in_exactly_the_states_of_the_table() -> Result<()
                                 assert!(!legal.contains(&state), "{home}: not expired in {state:?}");
                                 assert_eq!(stayed, Done::Skipped(SkipReason::Status(status)), "{home}: {state:?}");
                             }
+                            (Step::Suspend, state) => {
+                                assert!(!legal.contains(&state), "{home}: not suspended in {state:?}");
+                                let reason = DiscardReason::NotCheckpointable(state);
+                                let current = before.1.last().cloned().map(Box::new);
+                                assert_eq!(stayed, Done::Discarded(reason, current), "{home}: {state:?}");
+                            }
+                            (
+                                Step::Promote | Step::Reschedule | Step::Rewrite | Step::Enqueue | Step::ExpireParked,
+                                state,
+                            ) => {
+                                assert!(!legal.contains(&state), "{home}: {step:?} did nothing in {state:?}");
+                                assert_eq!(stayed, Done::Left(status), "{home}: {step:?} in {state:?}");
+                            }
                             (step, state) => panic!("{home}: {step:?} did nothing in {state:?}"),
                         }
+                        assert_eq!(edges_of(&home, &run.id).await?, edges.len() as i64, "{home}: {step:?}");
                     }
                 }
             }
@@ -221,7 +263,12 @@ async fn a_run_without_a_snapshot_goes_nowhere() -> Result<()> {
             home.sql(&format!("UPDATE task_run SET status = '{label}' WHERE id = '{run_id}'")).await?;
             for step in STEPS {
                 let expected = match step {
-                    Step::Lock | Step::Start | Step::Succeed | Step::Fail => ErrorKind::StaleSnapshot { current: None },
+                    step if step.names_snapshot() => ErrorKind::StaleSnapshot { current: None },
+                    Step::Suspend => {
+                        let discarded = Done::Discarded(DiscardReason::StaleSnapshot, None);
+                        assert_eq!(step.take(&home, &run).await?, discarded, "{home}");
+                        continue;
+                    }
                     Step::Cancel | Step::CancelNow if status == RunStatus::Pending => {
                         ErrorKind::IllegalTransition { operation: Operation::CancelRun, from: None, status }
                     }
@@ -238,6 +285,10 @@ async fn a_run_without_a_snapshot_goes_nowhere() -> Result<()> {
                             status => SkipReason::Status(status),
                         };
                         assert_eq!(step.take(&home, &run).await?, Done::Skipped(reason), "{home}");
+                        continue;
+                    }
+                    step => {
+                        assert_eq!(step.take(&home, &run).await?, Done::Left(status), "{home}: {step:?}");
                         continue;
                     }
                 };
@@ -257,7 +308,7 @@ async fn a_run_that_is_over_without_a_snapshot_that_says_so_is_over() -> Result<
             home.sql(&format!("UPDATE task_run SET status = 'EXPIRED' WHERE id = '{}'", run.id)).await?;
             let (operation, status) = (step.operation(), RunStatus::Expired);
             match step {
-                Step::Lock | Step::Succeed | Step::Fail | Step::Start => {
+                step if step.names_snapshot() => {
                     let expected = ErrorKind::IllegalTransition { operation, from: Some(step.legal_in()), status };
                     check_refused(&home, step, &run, &expected).await?;
                 }
@@ -270,6 +321,13 @@ async fn a_run_that_is_over_without_a_snapshot_that_says_so_is_over() -> Result<
                     let skipped = Done::Skipped(SkipReason::Status(status));
                     assert_eq!(step.take(&home, &run).await?, skipped, "{home}");
                 }
+                Step::Suspend => {
+                    let Done::Discarded(reason, _) = step.take(&home, &run).await? else {
+                        panic!("{home}: the run is over");
+                    };
+                    assert_eq!(reason, DiscardReason::NotCheckpointable(step.legal_in()), "{home}");
+                }
+                step => assert_eq!(step.take(&home, &run).await?, Done::Left(status), "{home}: {step:?}"),
             }
         }
     }

@@ -7,11 +7,16 @@ mod rows;
 use anyhow::{Context, Result};
 use serde_json::Value as Json;
 use store::{
-    CancelRun, CancelRunOutcome, Change, CompleteAttemptSuccess, CreateRun, Effect, ErrorKind, Event, ExecutionStatus,
-    ExpireRunOutcome, FailRunPermanently, Job, LockRunToWorker, NewRun, Operation, Run, RunId, SkipReason, Snapshot,
-    SnapshotDetails, SnapshotId, StartAttempt, StoreError, Transition, WaitpointId, WaitpointOutput,
+    CancelRun, CancelRunOutcome, Change, CompleteAttemptSuccess, CreateRun, DiscardReason, Effect,
+    EnqueueDelayedOutcome, EnqueueDelayedRun, ErrorKind, Event, ExecutionStatus, ExpireParkedOutcome, ExpireParkedRun,
+    ExpireRunOutcome, FailRunPermanently, Job, LockRunToWorker, NewRun, Operation, ParkPendingVersion,
+    PromotePendingVersionOutcome, PromotePendingVersionRun, RequeueRun, RescheduleOutcome, RescheduleRun,
+    ResumeFromCheckpoint, ResumeQueuedExecuting, RetryInPlace, RewriteDebouncedRun, RewriteOutcome, Run, RunId,
+    RunStatus, SkipReason, Snapshot, SnapshotDetails, SnapshotId, StartAttempt, StoreError, SuspendForCheckpoint,
+    SuspendForCheckpointOutcome, Transition, WaitpointId, WaitpointOutput,
 };
-use tests::runs::{Home, Seeded, cancellation, complete_from, expiry, fail_from, lock_to_worker, start_from};
+use tests::moves::{parked_expiry, requeue_from, retry_from, rewrite, run_of, suspend_from};
+use tests::runs::{Home, Seeded, cancellation, complete_from, expiry, fail_from, lock_to_worker, moment, start_from};
 
 const STATES: [ExecutionStatus; 10] = [
     ExecutionStatus::RunCreated,
@@ -36,6 +41,17 @@ enum Step {
     Cancel,
     CancelNow,
     Expire,
+    Retry,
+    Requeue,
+    ResumeQueued,
+    Park,
+    Promote,
+    Suspend,
+    Restore,
+    Reschedule,
+    Rewrite,
+    Enqueue,
+    ExpireParked,
 }
 
 impl Step {
@@ -47,12 +63,43 @@ impl Step {
             Step::Fail => Operation::FailRunPermanently,
             Step::Cancel | Step::CancelNow => Operation::CancelRun,
             Step::Expire => Operation::ExpireRun,
+            Step::Retry => Operation::RetryInPlace,
+            Step::Requeue => Operation::RequeueRun,
+            Step::ResumeQueued => Operation::ResumeQueuedExecuting,
+            Step::Park => Operation::ParkPendingVersion,
+            Step::Promote => Operation::PromotePendingVersionRun,
+            Step::Suspend => Operation::SuspendForCheckpoint,
+            Step::Restore => Operation::ResumeFromCheckpoint,
+            Step::Reschedule => Operation::RescheduleRun,
+            Step::Rewrite => Operation::RewriteDebouncedRun,
+            Step::Enqueue => Operation::EnqueueDelayedRun,
+            Step::ExpireParked => Operation::ExpireParkedRun,
         }
     }
 
-    /// Whether the caller names the snapshot it acted on.
+    /// Whether the caller names the snapshot it acted on, and is refused where it cannot go on from there; the others
+    /// answer with an outcome.
     fn names_snapshot(self) -> bool {
-        matches!(self, Step::Lock | Step::Start | Step::Succeed | Step::Fail)
+        match self {
+            Step::Lock
+            | Step::Start
+            | Step::Succeed
+            | Step::Fail
+            | Step::Retry
+            | Step::Requeue
+            | Step::ResumeQueued
+            | Step::Park
+            | Step::Restore => true,
+            Step::Cancel
+            | Step::CancelNow
+            | Step::Expire
+            | Step::Promote
+            | Step::Suspend
+            | Step::Reschedule
+            | Step::Rewrite
+            | Step::Enqueue
+            | Step::ExpireParked => false,
+        }
     }
 
     /// A state in which the step is legal.
@@ -61,6 +108,12 @@ impl Step {
             Step::Lock | Step::Expire => ExecutionStatus::Queued,
             Step::Start => ExecutionStatus::PendingExecuting,
             Step::Succeed | Step::Fail | Step::Cancel | Step::CancelNow => ExecutionStatus::Executing,
+            Step::Retry | Step::Requeue | Step::Suspend => ExecutionStatus::Executing,
+            Step::ResumeQueued => ExecutionStatus::QueuedExecuting,
+            Step::Park => ExecutionStatus::Queued,
+            Step::Restore => ExecutionStatus::PendingExecuting,
+            Step::Promote | Step::ExpireParked => ExecutionStatus::RunCreated,
+            Step::Reschedule | Step::Rewrite | Step::Enqueue => ExecutionStatus::Delayed,
         }
     }
 
@@ -103,13 +156,87 @@ impl Step {
                 ExpireRunOutcome::Expired(transition) => Done::Moved(transition),
                 ExpireRunOutcome::Skipped(reason) => Done::Skipped(reason),
             },
+            Step::Retry => moved(store.retry_in_place(id, RetryInPlace { snapshot, ..retry_from(from) }).await?),
+            Step::Requeue => moved(store.requeue_run(id, RequeueRun { snapshot, ..requeue_from(from) }).await?),
+            Step::ResumeQueued => {
+                let input = ResumeQueuedExecuting { from: from.clone(), snapshot };
+                moved(store.resume_queued_executing(id, input).await?)
+            }
+            Step::Park => {
+                let input = ParkPendingVersion { from: from.clone(), reason: "NO_WORKER".to_owned(), snapshot };
+                moved(store.park_pending_version(id, input).await?)
+            }
+            Step::Promote => {
+                let input = PromotePendingVersionRun { pin: None, snapshot };
+                match store.promote_pending_version_run(id, input).await? {
+                    PromotePendingVersionOutcome::Promoted(transition) => Done::Moved(transition),
+                    PromotePendingVersionOutcome::NotParked(status) => Done::Left(status),
+                }
+            }
+            Step::Suspend => {
+                let input = SuspendForCheckpoint { snapshot, ..suspend_from(from) };
+                match store.suspend_for_checkpoint(id, input).await? {
+                    SuspendForCheckpointOutcome::Suspended(transition)
+                    | SuspendForCheckpointOutcome::Requeued(transition) => Done::Moved(transition),
+                    SuspendForCheckpointOutcome::Discarded { reason, current } => Done::Discarded(reason, current),
+                }
+            }
+            Step::Restore => {
+                let input = ResumeFromCheckpoint { from: from.clone(), snapshot };
+                moved(store.resume_from_checkpoint(id, input).await?)
+            }
+            Step::Reschedule => {
+                let input = RescheduleRun { delay_until: moment(60), queue_timestamp: None, snapshot };
+                match store.reschedule_run(id, input).await? {
+                    RescheduleOutcome::Rescheduled(transition) => Done::Moved(transition),
+                    RescheduleOutcome::NotDelayedAnyMore(status) => Done::Left(status),
+                }
+            }
+            Step::Rewrite => {
+                let input = RewriteDebouncedRun { delay_until: Some(moment(60)), snapshot, ..rewrite() };
+                match store.rewrite_debounced_run(id, input).await? {
+                    RewriteOutcome::Rewritten(transition) => moved(run_of(*transition)),
+                    RewriteOutcome::NotDelayedAnyMore(status) => Done::Left(status),
+                }
+            }
+            Step::Enqueue => match store.enqueue_delayed_run(id, EnqueueDelayedRun { snapshot }).await? {
+                EnqueueDelayedOutcome::Enqueued(transition) => Done::Moved(transition),
+                EnqueueDelayedOutcome::NotDelayedAnyMore(status) => Done::Left(status),
+                EnqueueDelayedOutcome::MovedTo(until) => panic!("{home}: {id} has no date, least of all {until}"),
+            },
+            Step::ExpireParked => {
+                let input = ExpireParkedRun { snapshot, ..parked_expiry() };
+                match store.expire_parked_run(id, input).await? {
+                    ExpireParkedOutcome::Expired(transition) => Done::Moved(transition),
+                    ExpireParkedOutcome::NotParked(status) => Done::Left(status),
+                    ExpireParkedOutcome::MovedTo(until) => panic!("{home}: {id} has no date, least of all {until}"),
+                }
+            }
         })
     }
 }
 
 /// Those that change a run wherever they are legal.
-const STEPS: [Step; 7] =
-    [Step::Lock, Step::Start, Step::Succeed, Step::Fail, Step::Cancel, Step::CancelNow, Step::Expire];
+const STEPS: [Step; 18] = [
+    Step::Lock,
+    Step::Start,
+    Step::Succeed,
+    Step::Fail,
+    Step::Cancel,
+    Step::CancelNow,
+    Step::Expire,
+    Step::Retry,
+    Step::Requeue,
+    Step::ResumeQueued,
+    Step::Park,
+    Step::Promote,
+    Step::Suspend,
+    Step::Restore,
+    Step::Reschedule,
+    Step::Rewrite,
+    Step::Enqueue,
+    Step::ExpireParked,
+];
 
 /// What a step did.
 #[derive(Clone, Debug, PartialEq)]
@@ -120,13 +247,19 @@ enum Done {
     /// The run was over.
     Over(Box<Transition<Run>>),
     Skipped(SkipReason),
+    /// The run waits no more for what the step would end, and has this status.
+    Left(RunStatus),
+    /// The checkpoint is of no use.
+    Discarded(DiscardReason, Option<Box<Snapshot>>),
 }
 
 impl Done {
     fn moved(self) -> Result<Transition<Run>> {
         match self {
             Done::Moved(transition) => Ok(*transition),
-            Done::AskedAgain(_) | Done::Over(_) | Done::Skipped(_) => anyhow::bail!("the run did not move: {self:?}"),
+            Done::AskedAgain(_) | Done::Over(_) | Done::Skipped(_) | Done::Left(_) | Done::Discarded(..) => {
+                anyhow::bail!("the run did not move: {self:?}")
+            }
         }
     }
 }

@@ -1,1 +1,0 @@
-//! Transitions between birth and end: queue, delay, checkpoint, waiting.
