@@ -61,6 +61,7 @@ pub mod tags;
 pub mod topology;
 pub mod transitions;
 pub mod units;
+pub mod waiting;
 pub mod waitpoints;
 
 pub use attempts::Attempts;
@@ -72,7 +73,7 @@ pub use create::{
     CreateCancelledRun, CreateFailedRun, CreateRun, CreateRunOutcome, CreatedRun, Environment, Idempotency, NewRun,
     Parent, Payload, Schedule, SnapshotDetails, Start, Trace, Version,
 };
-pub use edges::Edges;
+pub use edges::{BlockRun, EdgeFilter, EdgeWithWaitpoint, Edges, NewEdges};
 pub use error::{Change, CursorFault, Entity, ErrorKind, InputProblem, SqlState, StoreError};
 pub use fields::RunFields;
 pub use find::{Direction, FindRuns, Order, OrderKey, RunFilter, RunLookup};
@@ -109,7 +110,15 @@ pub use transitions::{
     RewriteOutcome, SkipReason, StartAttempt, SuspendForCheckpoint, SuspendForCheckpointOutcome, Transitions, Usage,
 };
 pub use units::Units;
-pub use waitpoints::Waitpoints;
+pub use waiting::{
+    BlockRunWithBatch, BlockedByBatch, BlockedRun, MarkBlocked, NotWaiting, ResumeOutcome, ResumeRun, Waiting,
+};
+pub use waitpoints::{
+    AppliedCompletion, CONNECTED_RUNS, CompleteWaitpoint, CompletedWaitpoint, CompletionContext, CompletionPin,
+    CompletionPlace, CompletionRoute, CreateWaitpointOutcome, Due, KeyScope, Made, NewWaitpoint, Owner, Placement,
+    Presence, RetireKeyOutcome, RunResult, RunWaitpoint, UpsertedWaitpoint, WaitpointKey, WaitpointKind,
+    WaitpointSelection, WaitpointState, WaitpointUpdate, Waitpoints,
+};
 
 /// The README's example compiles.
 #[cfg(doctest)]
@@ -124,6 +133,7 @@ pub trait RunStore:
     + Snapshots
     + Waitpoints
     + Edges
+    + Waiting
     + Batches
     + Checkpoints
     + Attempts
@@ -142,6 +152,7 @@ impl<T> RunStore for T where
         + Snapshots
         + Waitpoints
         + Edges
+        + Waiting
         + Batches
         + Checkpoints
         + Attempts

@@ -282,7 +282,7 @@ pub enum Effect {
         output: WaitpointOutput,
     },
     /// A waitpoint of this run is done; see whether the run can go on, with
-    /// [`resume_unblocked_run`](crate::Transitions::resume_unblocked_run).
+    /// [`resume_unblocked_run`](crate::Waiting::resume_unblocked_run).
     ContinueRun {
         /// The run.
         run: RunId,

@@ -39,6 +39,7 @@ pub mod runs;
 pub mod servers;
 pub mod side;
 pub mod standby;
+pub mod waits;
 pub mod wired;
 
 pub use databases::Databases;

@@ -186,6 +186,12 @@ impl<'a> Home<'a> {
         Home { name, store, side, databases, environment: environment() }
     }
 
+    /// The same store and environment, with the runs of one of its databases.
+    #[must_use]
+    pub fn on(&self, side: Side) -> Home<'a> {
+        Home { side, ..self.clone() }
+    }
+
     /// The store.
     pub fn store(&self) -> &Arc<dyn RunStore> {
         &self.store

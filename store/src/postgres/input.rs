@@ -137,7 +137,7 @@ pub(super) fn indexed(field: &'static str, value: &str) -> Checked {
     }
 }
 
-fn required(field: &'static str, value: &str) -> Checked {
+pub(super) fn required(field: &'static str, value: &str) -> Checked {
     if value.is_empty() { Err(invalid(field, InputProblem::Empty)) } else { text(field, value) }
 }
 

@@ -20,6 +20,7 @@ mod tags;
 mod transition;
 mod transitions;
 mod units;
+mod waiting;
 mod waitpoints;
 
 use std::collections::HashMap;
@@ -50,10 +51,12 @@ use crate::transitions::{
 
 pub(crate) use database::Database;
 use database::Unit;
+pub(crate) use edges::{check_filter, dangling};
 pub(crate) use finds::check;
 pub(crate) use input::within;
 pub use schema::{ControlPlane, Pair, RunOps, Schema, Twin};
 use transition::Texts;
+pub(crate) use waitpoints::check_selection;
 
 /// The run store over one database, whose schema is `S`.
 ///

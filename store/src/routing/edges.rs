@@ -1,9 +1,71 @@
-//! The operations on block edges.
+//! Block edges: they lie beside their run, and their waitpoints anywhere.
 
 use async_trait::async_trait;
+use futures_util::future::try_join_all;
 
-use super::RoutingRunStore;
-use crate::edges::Edges;
+use super::route::{self, Route};
+use super::{RoutingRunStore, merge};
+use crate::edges::{BlockRun, EdgeFilter, EdgeWithWaitpoint, Edges, NewEdges};
+use crate::error::{Result, StoreError};
+use crate::ids::{RunId, WaitpointId};
+use crate::model::Edge;
+use crate::postgres::{check_filter, dangling};
+use crate::read::Read;
+use crate::residency::Routable;
+use crate::waitpoints::WaitpointState;
 
 #[async_trait]
-impl Edges for RoutingRunStore {}
+impl Edges for RoutingRunStore {
+    async fn block_run_with_waitpoint_edges(&self, run: &RunId, input: &BlockRun) -> Result<NewEdges> {
+        self.owner_of(run).block_run_with_waitpoint_edges(run, input).await
+    }
+
+    async fn find_many_task_run_waitpoints(
+        &self,
+        filter: &EdgeFilter,
+        limit: Option<u32>,
+        read: Read,
+    ) -> Result<Vec<Edge>> {
+        check_filter(filter).map_err(|kind| StoreError::new("find_many_task_run_waitpoints", None, kind))?;
+        let asked = self.asked(of_filter(filter));
+        let answers = asked.map(|leg| leg.store.find_many_task_run_waitpoints(filter, limit, read));
+        Ok(merge::edges(limit, try_join_all(answers).await?))
+    }
+
+    async fn run_edges_with_waitpoints(&self, run: &RunId, read: Read) -> Result<Vec<EdgeWithWaitpoint>> {
+        let operation = "run_edges_with_waitpoints";
+        let named = |error: StoreError| error.in_operation(operation);
+        let near = self.owner_of(run).run_edges_with_near_waitpoints(run, read).await.map_err(named)?;
+        let is_far = |(_, waitpoint): &&(Edge, Option<WaitpointState>)| waitpoint.is_none();
+        let far: Vec<WaitpointId> =
+            near.iter().filter(is_far).map(|(edge, _)| WaitpointId::stored(&edge.waitpoint_id)).collect();
+        let far = self.states_elsewhere(run.residency(), &far, read).await.map_err(named)?;
+        let with_waitpoint = |(edge, near): (Edge, Option<WaitpointState>)| {
+            let waitpoint = near.or_else(|| far.get(&WaitpointId::stored(&edge.waitpoint_id)).cloned());
+            match waitpoint {
+                Some(waitpoint) => Ok(EdgeWithWaitpoint { edge, waitpoint }),
+                None => Err(StoreError::new(operation, None, dangling(&edge))),
+            }
+        };
+        near.into_iter().map(with_waitpoint).collect()
+    }
+
+    async fn run_edges_with_near_waitpoints(
+        &self,
+        run: &RunId,
+        read: Read,
+    ) -> Result<Vec<(Edge, Option<WaitpointState>)>> {
+        self.owner_of(run).run_edges_with_near_waitpoints(run, read).await
+    }
+
+    async fn delete_many_task_run_waitpoints(&self, filter: &EdgeFilter) -> Result<u64> {
+        check_filter(filter).map_err(|kind| StoreError::new("delete_many_task_run_waitpoints", None, kind))?;
+        let asked = self.asked(of_filter(filter)).map(|leg| leg.store.delete_many_task_run_waitpoints(filter));
+        Ok(try_join_all(asked).await?.into_iter().sum())
+    }
+}
+
+/// A run names its database. A batch does not: an edge lies beside the run that waits.
+fn of_filter(filter: &EdgeFilter) -> Route {
+    filter.run.as_ref().map_or(Route::Everywhere, route::Route::of)
+}

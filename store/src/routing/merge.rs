@@ -1,9 +1,11 @@
 //! What the answers of several databases become: exactly what one database would have answered.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use crate::find::FindRuns;
+use crate::ids::WaitpointId;
 use crate::lifecycle::in_order;
+use crate::model::Edge;
 use crate::projection::{Projection, compare};
 use crate::transitions::BatchExpiry;
 
@@ -29,4 +31,22 @@ pub(super) fn expiries(answers: Vec<BatchExpiry>) -> BatchExpiry {
     answers.into_iter().for_each(|answer| sum.absorb(answer));
     in_order(&mut sum.effects);
     sum
+}
+
+/// What was found by id. Answers come in the order of precedence: of two with one id the earlier one stays.
+pub(super) fn by_id<T>(answers: Vec<HashMap<WaitpointId, T>>) -> HashMap<WaitpointId, T> {
+    let mut found = HashMap::new();
+    for (id, row) in answers.into_iter().flatten() {
+        found.entry(id).or_insert(row);
+    }
+    found
+}
+
+/// The leading edges of every database, in order; of two with one id the earlier answer's stays.
+pub(super) fn edges(limit: Option<u32>, answers: Vec<Vec<Edge>>) -> Vec<Edge> {
+    let mut seen = HashSet::new();
+    let mut edges: Vec<Edge> = answers.into_iter().flatten().filter(|edge| seen.insert(edge.id.clone())).collect();
+    edges.sort_by(|left, right| (left.created_at, &left.id).cmp(&(right.created_at, &right.id)));
+    edges.truncate(limit.map_or(usize::MAX, |limit| limit as usize));
+    edges
 }

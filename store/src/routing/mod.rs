@@ -18,6 +18,7 @@ mod snapshots;
 mod tags;
 mod transitions;
 mod units;
+mod waiting;
 mod waitpoints;
 
 use std::fmt;

@@ -34,4 +34,5 @@ mod tags;
 mod topology;
 mod transitions;
 mod units;
+mod waiting;
 mod waitpoints;
