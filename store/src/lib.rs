@@ -63,9 +63,9 @@ pub mod transitions;
 pub mod units;
 pub mod waitpoints;
 
-pub use attempts::Attempts;
+pub use attempts::{AttemptFilter, Attempts};
 pub use batches::Batches;
-pub use checkpoints::Checkpoints;
+pub use checkpoints::{Checkpoints, NewCheckpoint};
 pub use claims::Claims;
 pub use clock::{Clock, SystemClock};
 pub use create::{
@@ -79,9 +79,9 @@ pub use find::{Direction, FindRuns, Order, OrderKey, RunFilter, RunLookup};
 pub use generated::constraints::{Constraint, ConstraintKind};
 pub use generated::schema_version::{CONTROL_PLANE_SCHEMA_VERSION, RUN_OPS_SCHEMA_VERSION};
 pub use ids::{
-    AttemptId, BatchErrorId, BatchFriendlyId, BatchId, BatchItemId, CheckpointId, EdgeId, EnvironmentId, Home,
-    KsuidError, OrganizationId, ProjectId, QueueId, RunFriendlyId, RunId, RunKey, SnapshotId, UnroutedRunFriendlyId,
-    WaitpointId, WaitpointTagId, WorkerId, WorkerTaskId,
+    AttemptFriendlyId, AttemptId, BatchErrorId, BatchFriendlyId, BatchId, BatchItemId, BatchKey, CheckpointId, EdgeId,
+    EnvironmentId, Home, KsuidError, OrganizationId, ProjectId, QueueId, RunFriendlyId, RunId, RunKey, SnapshotId,
+    UnroutedBatchFriendlyId, UnroutedRunFriendlyId, WaitpointId, WaitpointTagId, WorkerId, WorkerTaskId,
 };
 pub use keys::IdempotencyKeys;
 pub use lifecycle::{Effect, Entry, Event, HookFailure, Job, Operation, Transition, TransitionHook, WaitpointOutput};
@@ -98,7 +98,7 @@ pub use residency::{IdFault, Residency, Routable, UnclassifiableId, classify, is
 pub use routing::{Policy, Route, RoutingRunStore};
 pub use runs::{MAX_IDS, MAX_INDEXED_TEXT, Runs};
 pub use snapshots::Snapshots;
-pub use tags::WaitpointTags;
+pub use tags::{NewWaitpointTag, WaitpointTags};
 pub use topology::{Config, ConfigError, DatabaseConfig, Endpoint, SecretUrl, TopologyError, connect};
 pub use transitions::{
     BatchExpiry, CancelRun, CancelRunOutcome, CompleteAttemptSuccess, ExpireRun, ExpireRunOutcome, ExpiredRun,

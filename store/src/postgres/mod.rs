@@ -44,10 +44,11 @@ use crate::transitions::{
     LockRunToWorker, StartAttempt, Transitions,
 };
 
+pub(crate) use attempts::check_attempt;
 pub(crate) use database::Database;
 use database::Unit;
 pub(crate) use finds::check;
-pub(crate) use input::within;
+pub(crate) use input::{invalid, within};
 pub use schema::{ControlPlane, Pair, RunOps, Schema, Twin};
 use transition::Texts;
 
