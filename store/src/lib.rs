@@ -64,7 +64,12 @@ pub mod units;
 pub mod waitpoints;
 
 pub use attempts::{AttemptFilter, Attempts};
-pub use batches::Batches;
+pub use batches::{
+    AbortBatch, BatchAbort, BatchCompletion, BatchFilter, BatchIdempotencyKey, BatchItemFilter, BatchItemUpdate,
+    BatchResults, BatchUpdate, BatchVersion, Batches, CreateBatchErrorOutcome, CreateBatchItemOutcome,
+    CreateBatchOutcome, EndedBatch, ItemsOf, KeepBatch, NewBatch, NewBatchError, NewBatchItem, RunFailure, RunOutcome,
+    RunResult,
+};
 pub use checkpoints::{Checkpoints, NewCheckpoint};
 pub use claims::Claims;
 pub use clock::{Clock, SystemClock};

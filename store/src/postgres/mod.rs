@@ -1,6 +1,8 @@
 //! One database: the contract over the tables of either schema.
 
 mod attempts;
+mod batch_ends;
+mod batch_results;
 mod batches;
 mod checkpoints;
 mod claims;
@@ -45,10 +47,12 @@ use crate::transitions::{
 };
 
 pub(crate) use attempts::check_attempt;
+pub(crate) use batch_results::in_order_of;
+pub(crate) use batches::{check_batch_filter, check_batch_update, check_item_filter};
 pub(crate) use database::Database;
 use database::Unit;
 pub(crate) use finds::check;
-pub(crate) use input::{invalid, within};
+pub(crate) use input::within;
 pub use schema::{ControlPlane, Pair, RunOps, Schema, Twin};
 use transition::Texts;
 
