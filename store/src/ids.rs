@@ -166,97 +166,106 @@ macro_rules! routable_id {
 routable_id!(RunId, RunFriendlyId, "run", "run");
 routable_id!(BatchId, BatchFriendlyId, "batch", "batch");
 
-/// Friendly run id of the oldest form, `run_` and 21 characters.
-///
-/// Its row lives in the control plane under a plain id with another body, so it routes nowhere: reads look in every
-/// database, writes do not take it.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct UnroutedRunFriendlyId {
-    body: ArrayString<OLD_FRIENDLY_LENGTH>,
-}
-
-impl FromStr for UnroutedRunFriendlyId {
-    type Err = UnclassifiableId;
-
-    fn from_str(text: &str) -> Result<Self, UnclassifiableId> {
-        let Some(body) = text.strip_prefix(RunFriendlyId::PREFIX) else {
-            return Err(UnclassifiableId::new(text, text.len(), IdFault::Prefix));
-        };
-        if !is_old_friendly_body(body) {
-            let fault = if body.len() == OLD_FRIENDLY_LENGTH { IdFault::Alphabet } else { IdFault::Length };
-            return Err(UnclassifiableId::new(text, body.len(), fault));
+/// Defines the friendly id of the oldest form, and the ways in which a row to be read can be named.
+macro_rules! readable_key {
+    ($plain:ident, $friendly:ident, $unrouted:ident, $key:ident, $prefix:literal, $what:literal) => {
+        #[doc = concat!("Friendly ", $what, " id of the oldest form, `", $prefix, "_` and 21 characters.")]
+        ///
+        /// Its row lives in the control plane under a plain id with another body, so it routes nowhere: reads look in every
+        /// database, writes do not take it.
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $unrouted {
+            body: ArrayString<OLD_FRIENDLY_LENGTH>,
         }
-        Ok(Self { body: keep(body) })
-    }
-}
 
-impl fmt::Display for UnroutedRunFriendlyId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}", RunFriendlyId::PREFIX, self.body)
-    }
-}
+        impl FromStr for $unrouted {
+            type Err = UnclassifiableId;
 
-impl fmt::Debug for UnroutedRunFriendlyId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "UnroutedRunFriendlyId({self})")
-    }
-}
-
-/// How a caller names the one run it wants to read: by id, by friendly id, or by a friendly id of the oldest form.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum RunKey {
-    /// The plain id.
-    Id(RunId),
-    /// The public form of the id.
-    Friendly(RunFriendlyId),
-    /// A friendly id that tells nothing about the database.
-    Unrouted(UnroutedRunFriendlyId),
-}
-
-impl RunKey {
-    /// The database to read, or that none can be told.
-    #[must_use]
-    pub fn home(&self) -> Home {
-        match self {
-            RunKey::Id(id) => Home::Routed(id.residency()),
-            RunKey::Friendly(id) => Home::Routed(id.residency()),
-            RunKey::Unrouted(_) => Home::Unrouted,
+            fn from_str(text: &str) -> Result<Self, UnclassifiableId> {
+                let Some(body) = text.strip_prefix($friendly::PREFIX) else {
+                    return Err(UnclassifiableId::new(text, text.len(), IdFault::Prefix));
+                };
+                if !is_old_friendly_body(body) {
+                    let fault = if body.len() == OLD_FRIENDLY_LENGTH { IdFault::Alphabet } else { IdFault::Length };
+                    return Err(UnclassifiableId::new(text, body.len(), fault));
+                }
+                Ok(Self { body: keep(body) })
+            }
         }
-    }
-}
 
-impl FromStr for RunKey {
-    type Err = UnclassifiableId;
-
-    /// Takes whatever a user may hand in: a plain id or a friendly one of either form.
-    fn from_str(text: &str) -> Result<Self, UnclassifiableId> {
-        match text.strip_prefix(RunFriendlyId::PREFIX) {
-            None => text.parse().map(RunKey::Id),
-            Some(body) if is_old_friendly_body(body) => text.parse().map(RunKey::Unrouted),
-            Some(_) => text.parse().map(RunKey::Friendly),
+        impl fmt::Display for $unrouted {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}{}", $friendly::PREFIX, self.body)
+            }
         }
-    }
+
+        impl fmt::Debug for $unrouted {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!(stringify!($unrouted), "({})"), self)
+            }
+        }
+
+        #[doc = concat!("How a caller names the one ", $what, " it wants to read: by id, by friendly id, or by a friendly id of the")]
+        /// oldest form.
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+        pub enum $key {
+            /// The plain id.
+            Id($plain),
+            /// The public form of the id.
+            Friendly($friendly),
+            /// A friendly id that tells nothing about the database.
+            Unrouted($unrouted),
+        }
+
+        impl $key {
+            /// The database to read, or that none can be told.
+            #[must_use]
+            pub fn home(&self) -> Home {
+                match self {
+                    $key::Id(id) => Home::Routed(id.residency()),
+                    $key::Friendly(id) => Home::Routed(id.residency()),
+                    $key::Unrouted(_) => Home::Unrouted,
+                }
+            }
+        }
+
+        impl FromStr for $key {
+            type Err = UnclassifiableId;
+
+            /// Takes whatever a user may hand in: a plain id or a friendly one of either form.
+            fn from_str(text: &str) -> Result<Self, UnclassifiableId> {
+                match text.strip_prefix($friendly::PREFIX) {
+                    None => text.parse().map($key::Id),
+                    Some(body) if is_old_friendly_body(body) => text.parse().map($key::Unrouted),
+                    Some(_) => text.parse().map($key::Friendly),
+                }
+            }
+        }
+
+        impl From<$plain> for $key {
+            fn from(id: $plain) -> Self {
+                $key::Id(id)
+            }
+        }
+
+        impl From<$friendly> for $key {
+            fn from(id: $friendly) -> Self {
+                $key::Friendly(id)
+            }
+        }
+
+        impl From<$unrouted> for $key {
+            fn from(id: $unrouted) -> Self {
+                $key::Unrouted(id)
+            }
+        }
+    };
 }
 
-impl From<RunId> for RunKey {
-    fn from(id: RunId) -> Self {
-        RunKey::Id(id)
-    }
-}
+readable_key!(RunId, RunFriendlyId, UnroutedRunFriendlyId, RunKey, "run", "run");
+readable_key!(BatchId, BatchFriendlyId, UnroutedBatchFriendlyId, BatchKey, "batch", "batch");
 
-impl From<RunFriendlyId> for RunKey {
-    fn from(id: RunFriendlyId) -> Self {
-        RunKey::Friendly(id)
-    }
-}
-
-impl From<UnroutedRunFriendlyId> for RunKey {
-    fn from(id: UnroutedRunFriendlyId) -> Self {
-        RunKey::Unrouted(id)
-    }
-}
-
-/// What the form of a [`RunKey`] tells about the database of its row.
+/// What the form of a [`RunKey`] or [`BatchKey`] tells about the database of its row.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Home {
     /// The row lives there or nowhere.
@@ -387,6 +396,11 @@ plain_id! {
     AttemptId
 }
 minted_id!(AttemptId);
+
+plain_id! {
+    /// Public form of an attempt's id. Its body is another one than the plain id's.
+    AttemptFriendlyId
+}
 
 plain_id! {
     /// Id of a waitpoint tag. It tells nothing about the database of the row.

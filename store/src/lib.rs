@@ -64,9 +64,14 @@ pub mod units;
 pub mod waiting;
 pub mod waitpoints;
 
-pub use attempts::Attempts;
-pub use batches::Batches;
-pub use checkpoints::Checkpoints;
+pub use attempts::{AttemptFilter, Attempts};
+pub use batches::{
+    AbortBatch, BatchAbort, BatchCompletion, BatchFilter, BatchIdempotencyKey, BatchItemFilter, BatchItemUpdate,
+    BatchResults, BatchUpdate, BatchVersion, Batches, CreateBatchErrorOutcome, CreateBatchItemOutcome,
+    CreateBatchOutcome, EndedBatch, ItemsOf, KeepBatch, NewBatch, NewBatchError, NewBatchItem, RunFailure, RunOutcome,
+    RunResult,
+};
+pub use checkpoints::{Checkpoints, NewCheckpoint};
 pub use claims::Claims;
 pub use clock::{Clock, SystemClock};
 pub use create::{
@@ -80,9 +85,9 @@ pub use find::{Direction, FindRuns, Order, OrderKey, RunFilter, RunLookup};
 pub use generated::constraints::{Constraint, ConstraintKind};
 pub use generated::schema_version::{CONTROL_PLANE_SCHEMA_VERSION, RUN_OPS_SCHEMA_VERSION};
 pub use ids::{
-    AttemptId, BatchErrorId, BatchFriendlyId, BatchId, BatchItemId, CheckpointId, EdgeId, EnvironmentId, Home,
-    KsuidError, OrganizationId, ProjectId, QueueId, RunFriendlyId, RunId, RunKey, SnapshotId, UnroutedRunFriendlyId,
-    WaitpointId, WaitpointTagId, WorkerId, WorkerTaskId,
+    AttemptFriendlyId, AttemptId, BatchErrorId, BatchFriendlyId, BatchId, BatchItemId, BatchKey, CheckpointId, EdgeId,
+    EnvironmentId, Home, KsuidError, OrganizationId, ProjectId, QueueId, RunFriendlyId, RunId, RunKey, SnapshotId,
+    UnroutedBatchFriendlyId, UnroutedRunFriendlyId, WaitpointId, WaitpointTagId, WorkerId, WorkerTaskId,
 };
 pub use keys::IdempotencyKeys;
 pub use lifecycle::{Effect, Entry, Event, HookFailure, Job, Operation, Transition, TransitionHook, WaitpointOutput};
@@ -100,6 +105,8 @@ pub use routing::{Policy, Route, RoutingRunStore};
 pub use runs::{MAX_IDS, MAX_INDEXED_TEXT, Runs};
 pub use snapshots::{CompletedWaitpoint, CreateExecutionSnapshot, Snapshots};
 pub use tags::WaitpointTags;
+pub use snapshots::Snapshots;
+pub use tags::{NewWaitpointTag, WaitpointTags};
 pub use topology::{Config, ConfigError, DatabaseConfig, Endpoint, SecretUrl, TopologyError, connect};
 pub use transitions::{
     BatchExpiry, CancelRun, CancelRunOutcome, CheckpointImage, CompleteAttemptSuccess, DiscardReason,

@@ -281,6 +281,12 @@ pub enum Effect {
         /// With what it is completed.
         output: WaitpointOutput,
     },
+    /// A waitpoint was completed: see whether the runs that it holds up can go on. Their edges lie beside those runs, in
+    /// any database.
+    WakeWaiters {
+        /// The waitpoint.
+        waitpoint: WaitpointId,
+    },
     /// A waitpoint of this run is done; see whether the run can go on, with
     /// [`resume_unblocked_run`](crate::Waiting::resume_unblocked_run).
     ContinueRun {
@@ -318,7 +324,7 @@ pub(crate) fn in_order(effects: &mut [Effect]) {
         | Effect::Ack { .. }
         | Effect::ReleaseConcurrency { .. }
         | Effect::NotifyWorker { .. } => 0,
-        Effect::CompleteWaitpoint { .. } | Effect::ContinueRun { .. } => 1,
+        Effect::CompleteWaitpoint { .. } | Effect::WakeWaiters { .. } | Effect::ContinueRun { .. } => 1,
         Effect::Emit(_) => 2,
         Effect::TryCompleteBatch { .. } | Effect::CancelChildren { .. } => 3,
         Effect::Arm { .. } => 4,

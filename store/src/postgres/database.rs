@@ -107,6 +107,18 @@ impl Database {
         }
     }
 
+    /// As [`Database::write`], with a statement as it stands.
+    pub(crate) async fn write_raw<M: FromQueryResult>(
+        &self,
+        operation: &'static str,
+        statement: Statement,
+    ) -> Result<Vec<M>> {
+        match self.primary.query_all_raw(statement).await {
+            Ok(rows) => decode(rows).map_err(|error| self.decode_error(operation, &error)),
+            Err(error) => Err(self.failed_write(operation, Phase::Committing, &error).await),
+        }
+    }
+
     /// Begins a transaction on the primary. Dropping it rolls it back.
     ///
     /// It is begun in a task of its own, which a caller that is dropped meanwhile does not interrupt: the driver takes a

@@ -18,7 +18,7 @@ use crate::read::Read;
 use crate::residency::Routable;
 
 /// Ids in one statement.
-const CHUNK: usize = 1_000;
+pub(super) const CHUNK: usize = 1_000;
 
 pub(super) async fn find_run<S: Schema>(
     operation: &'static str,
@@ -180,7 +180,7 @@ fn condition(filter: &RunFilter) -> Condition {
 }
 
 /// One array parameter whatever the length: one statement text, no limit on parameters.
-fn any_of(column: RunColumn, values: Vec<String>) -> Expr {
+pub(super) fn any_of(column: impl ColumnTrait, values: Vec<String>) -> Expr {
     column.into_expr().eq(PgFunc::any(Expr::val(text_array(values))))
 }
 

@@ -154,7 +154,7 @@ fn has_nul(value: &Json) -> bool {
     }
 }
 
-fn invalid(field: &'static str, problem: InputProblem) -> ErrorKind {
+pub(super) fn invalid(field: &'static str, problem: InputProblem) -> ErrorKind {
     ErrorKind::InvalidInput { field, problem }
 }
 

@@ -1,6 +1,8 @@
 //! One database: the contract over the tables of either schema.
 
 mod attempts;
+mod batch_ends;
+mod batch_results;
 mod batches;
 mod checkpoints;
 mod claims;
@@ -49,6 +51,9 @@ use crate::transitions::{
     RewriteDebouncedRun, RewriteOutcome, StartAttempt, SuspendForCheckpoint, SuspendForCheckpointOutcome, Transitions,
 };
 
+pub(crate) use attempts::check_attempt;
+pub(crate) use batch_results::in_order_of;
+pub(crate) use batches::{check_batch_filter, check_batch_update, check_item_filter};
 pub(crate) use database::Database;
 use database::Unit;
 pub(crate) use edges::{check_filter, dangling};

@@ -1,9 +1,16 @@
-//! The operations on waitpoint tags.
+//! Waitpoint tags: where the caller says.
 
 use async_trait::async_trait;
 
 use super::RoutingRunStore;
-use crate::tags::WaitpointTags;
+use crate::error::Result;
+use crate::model::WaitpointTag;
+use crate::residency::Residency;
+use crate::tags::{NewWaitpointTag, WaitpointTags};
 
 #[async_trait]
-impl WaitpointTags for RoutingRunStore {}
+impl WaitpointTags for RoutingRunStore {
+    async fn upsert_waitpoint_tag(&self, tag: NewWaitpointTag, at: Residency) -> Result<WaitpointTag> {
+        self.owner(at).upsert_waitpoint_tag(tag, at).await
+    }
+}
