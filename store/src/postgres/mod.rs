@@ -49,6 +49,7 @@ use database::Unit;
 pub(crate) use finds::check;
 pub(crate) use input::within;
 pub use schema::{ControlPlane, Pair, RunOps, Schema, Twin};
+pub(crate) use snapshots::{CHECKPOINT_PREFIX, LINKED};
 use transition::Texts;
 
 /// The run store over one database, whose schema is `S`.

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use crate::find::FindRuns;
 use crate::lifecycle::in_order;
 use crate::projection::{Projection, compare};
+use crate::snapshots::{CompletedLinks, Presence};
 use crate::transitions::BatchExpiry;
 
 /// The first answer that is there. Answers come in the order of precedence.
@@ -29,4 +30,19 @@ pub(super) fn expiries(answers: Vec<BatchExpiry>) -> BatchExpiry {
     answers.into_iter().for_each(|answer| sum.absorb(answer));
     in_order(&mut sum.effects);
     sum
+}
+
+/// All that is in any answer, each once, in order.
+pub(super) fn distinct<T: Ord>(answers: Vec<Vec<T>>) -> Vec<T> {
+    let mut all: Vec<T> = answers.into_iter().flatten().collect();
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+/// The links that any database has; the snapshot was seen if any has seen it.
+pub(super) fn links(answers: Vec<CompletedLinks>) -> CompletedLinks {
+    let seen = answers.iter().any(|answer| answer.presence == Presence::Seen);
+    let presence = if seen { Presence::Seen } else { Presence::NotSeen };
+    CompletedLinks { presence, waitpoints: distinct(answers.into_iter().map(|answer| answer.waitpoints).collect()) }
 }
