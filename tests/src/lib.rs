@@ -33,6 +33,7 @@ pub mod catalogue;
 pub mod databases;
 pub mod demo;
 pub mod proxy;
+pub mod related;
 pub mod runs;
 pub mod servers;
 pub mod side;
