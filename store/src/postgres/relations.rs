@@ -58,10 +58,15 @@ fn statement<S: Schema>(source: &Source, keys: Vec<String>) -> (SelectStatement,
             }
         },
         Source::CurrentSnapshot { environment } => {
-            (snapshots::newest_whole::<S>(keys, environment.as_deref()), KEY, ID)
+            (snapshots::newest_whole::<S>(&only(keys), environment.as_deref()), KEY, ID)
         }
         Source::SnapshotsSince { anchor, environment, at_most } => {
-            (snapshots::newer::<S>(keys, anchor, environment.as_deref(), *at_most), KEY, ID)
+            (snapshots::newer::<S>(&only(keys), anchor, environment.as_deref(), *at_most), KEY, ID)
         }
     }
+}
+
+/// The run of a question about one run.
+fn only(keys: Vec<String>) -> String {
+    keys.into_iter().next().unwrap_or_default()
 }

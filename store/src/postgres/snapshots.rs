@@ -28,7 +28,7 @@ use crate::snapshots::{
 const CHUNK: usize = 1_000;
 
 /// Before the names of a checkpoint's columns.
-pub(crate) const CHECKPOINT_PREFIX: &str = "checkpoint_";
+pub(crate) const CHECKPOINT_PREFIX: &str = "of_checkpoint_";
 /// Name of the array of linked waitpoints.
 pub(crate) const LINKED: &str = "linked_waitpoints";
 /// Name of a snapshot's place among those after an anchor, from the newest on.
@@ -192,12 +192,12 @@ async fn links<S: Schema>(
     if run.is_some_and(|run| run.residency() != S::RESIDENCY) {
         return Ok(nothing);
     }
+    let named = Query::select()
+        .column(SnapshotColumn::Id)
+        .from(S::Snapshot::default())
+        .and_where(SnapshotColumn::Id.eq(snapshot.as_ref()))
+        .to_owned();
     // Always one row, whose first column is NULL where there is no such snapshot.
-    let mut named = Query::select();
-    named.column(SnapshotColumn::Id).from(S::Snapshot::default()).and_where(SnapshotColumn::Id.eq(snapshot.as_ref()));
-    if let Some(run) = run {
-        named.and_where(SnapshotColumn::RunId.eq(run.as_str()));
-    }
     let query = Query::select()
         .expr_as(subquery(named), ID)
         .expr_as(subquery(S::completed_links().waitpoints_of(Expr::val(snapshot.as_ref()))), LINKED)
@@ -216,7 +216,7 @@ async fn links<S: Schema>(
 }
 
 /// The newest valid snapshot of a run, with its checkpoint and its links.
-pub(super) fn newest_whole<S: Schema>(runs: Vec<String>, environment: Option<&str>) -> SelectStatement {
+pub(super) fn newest_whole<S: Schema>(run: &str, environment: Option<&str>) -> SelectStatement {
     let mut query = whole();
     query
         .expr_as(SnapshotColumn::RunId.into_expr(), KEY)
@@ -225,7 +225,7 @@ pub(super) fn newest_whole<S: Schema>(runs: Vec<String>, environment: Option<&st
         .from(S::Snapshot::default());
     with_checkpoint::<S>(&mut query);
     query
-        .and_where(SnapshotColumn::RunId.into_expr().eq(PgFunc::any(Expr::val(text_array(runs)))))
+        .and_where(SnapshotColumn::RunId.eq(run))
         .and_where(SnapshotColumn::IsValid.into_expr())
         .order_by(SnapshotColumn::CreatedAt.as_column_ref(), Order::Desc)
         .order_by(SnapshotColumn::Id.as_column_ref(), Order::Desc)
@@ -240,12 +240,7 @@ pub(super) fn newest_whole<S: Schema>(runs: Vec<String>, environment: Option<&st
 /// of the newest. One row without a snapshot if there is none; no row if the run has no such anchor.
 ///
 /// What must agree comes from one statement: whoever sees a snapshot sees its links.
-pub(super) fn newer<S: Schema>(
-    runs: Vec<String>,
-    anchor: &str,
-    environment: Option<&str>,
-    at_most: u32,
-) -> SelectStatement {
+pub(super) fn newer<S: Schema>(run: &str, anchor: &str, environment: Option<&str>, at_most: u32) -> SelectStatement {
     let of_anchor = |column: SnapshotColumn| Expr::col((ANCHOR, column));
     let newest_first = WindowStatement::new()
         .order_by(SnapshotColumn::CreatedAt.as_column_ref(), Order::Desc)
@@ -279,7 +274,7 @@ pub(super) fn newer<S: Schema>(
     with_checkpoint::<S>(&mut query);
     query
         .and_where(of_anchor(SnapshotColumn::Id).eq(anchor))
-        .and_where(of_anchor(SnapshotColumn::RunId).eq(PgFunc::any(Expr::val(text_array(runs)))))
+        .and_where(of_anchor(SnapshotColumn::RunId).eq(run))
         .order_by_expr(place, Order::Asc);
     if let Some(environment) = environment {
         query.and_where(of_anchor(SnapshotColumn::EnvironmentId).eq(environment));

@@ -312,16 +312,13 @@ async fn links_of_a_snapshot_are_the_union_of_what_the_databases_have() -> Resul
     let run = old.create().await?;
     let ids = waitpoint_ids(3);
     link(&old, &run.snapshot, &ids[..2]).await?;
-    // The run-ops database has no key to the snapshot.
-    let stray = link(&new, &run.snapshot, &ids[1..]).await;
-    if stray.is_ok() {
-        let store = stores.split();
-        let seen =
-            store.find_snapshot_completed_waitpoint_ids_with_presence(&run.snapshot, None, Read::Primary).await?;
-        assert_eq!(seen, CompletedLinks { presence: Presence::Seen, waitpoints: ids.clone() });
-        let owned = store.find_snapshot_completed_waitpoint_ids(&run.snapshot, Some(&run.id), Read::Primary).await?;
-        assert_eq!(owned, ids[..2]);
-    }
+    link(&new, &run.snapshot, &ids[1..]).await?;
+    let (store, read) = (stores.split(), Read::Primary);
+    let seen = store.find_snapshot_completed_waitpoint_ids_with_presence(&run.snapshot, None, read).await?;
+    assert_eq!(seen, CompletedLinks { presence: Presence::Seen, waitpoints: ids.clone() });
+    assert_eq!(store.find_snapshot_completed_waitpoint_ids(&run.snapshot, None, read).await?, ids);
+    let owned = store.find_snapshot_completed_waitpoint_ids(&run.snapshot, Some(&run.id), read).await?;
+    assert_eq!(owned, ids[..2]);
     Ok(())
 }
 
