@@ -28,6 +28,7 @@
 //!
 //! [`DerivePartialModel`]: sea_orm::DerivePartialModel
 
+use std::fmt;
 use std::future::Future;
 
 use async_trait::async_trait;
@@ -674,10 +675,20 @@ impl Place {
 }
 
 /// An answer of [`Relations::related`]. Only the store reads one.
-#[derive(Debug)]
 pub struct RelatedRow {
     pub(crate) residency: Residency,
     pub(crate) key: String,
     pub(crate) id: String,
     pub(crate) row: QueryResult,
+}
+
+impl fmt::Debug for RelatedRow {
+    /// Says nothing of what is in the row.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RelatedRow")
+            .field("residency", &self.residency)
+            .field("key", &self.key)
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
 }
