@@ -45,6 +45,7 @@ pub mod error;
 pub mod fields;
 pub mod find;
 mod generated;
+mod hydrate;
 pub mod ids;
 pub mod keys;
 pub mod lifecycle;
@@ -94,18 +95,19 @@ pub use lifecycle::{Effect, Entry, Event, HookFailure, Job, Operation, Transitio
 pub use model::{
     Attempt, AttemptStatus, Batch, BatchError, BatchItem, BatchItemStatus, BatchRow, BatchStatus, Checkpoint,
     CheckpointType, Edge, EdgeRow, EngineVersion, EnvironmentType, ExecutionStatus, Run, RunReferences, RunRow,
-    RunStatus, RunSummary, Snapshot, SnapshotRow, Waitpoint, WaitpointRow, WaitpointStatus, WaitpointTag,
-    WaitpointType, is_final,
+    RunStatus, RunSummary, Snapshot, SnapshotRow, Waitpoint, WaitpointRow, WaitpointStatus, WaitpointSummary,
+    WaitpointTag, WaitpointType, is_final,
 };
 pub use postgres::{ControlPlane, Pair, PgRunStore, RunOps, Schema, Twin};
 pub use read::{Read, Token};
-pub use relations::Relations;
+pub use relations::{LoadRelations, Reference, Relations};
 pub use residency::{IdFault, Residency, Routable, UnclassifiableId, classify, is_classifiable};
 pub use routing::{Policy, Route, RoutingRunStore};
 pub use runs::{MAX_IDS, MAX_INDEXED_TEXT, Runs};
-pub use snapshots::{CompletedWaitpoint, CreateExecutionSnapshot, Snapshots};
-pub use tags::WaitpointTags;
-pub use snapshots::Snapshots;
+pub use snapshots::{
+    CompletedLinks, CompletedWaitpoint, CreateExecutionSnapshot, FindSnapshots, HydratedSnapshot, Presence,
+    RecordedWaitpoint, SnapshotLookup, Snapshots, SnapshotsOf, SnapshotsSince, Validity,
+};
 pub use tags::{NewWaitpointTag, WaitpointTags};
 pub use topology::{Config, ConfigError, DatabaseConfig, Endpoint, SecretUrl, TopologyError, connect};
 pub use transitions::{
@@ -121,9 +123,9 @@ pub use waiting::{
     BlockRunWithBatch, BlockedByBatch, BlockedRun, MarkBlocked, NotWaiting, ResumeOutcome, ResumeRun, Waiting,
 };
 pub use waitpoints::{
-    AppliedCompletion, CONNECTED_RUNS, CompleteWaitpoint, CompletedWaitpoint, CompletionContext, CompletionPin,
-    CompletionPlace, CompletionRoute, CreateWaitpointOutcome, Due, KeyScope, Made, NewWaitpoint, Owner, Placement,
-    Presence, RetireKeyOutcome, RunResult, RunWaitpoint, UpsertedWaitpoint, WaitpointKey, WaitpointKind,
+    AppliedCompletion, CONNECTED_RUNS, CompleteWaitpoint, CompletionContext, CompletionPin, CompletionPlace,
+    CompletionRoute, CreateWaitpointOutcome, Due, KeyScope, Made, NewWaitpoint, Owner, Placement, Presence,
+    RetireKeyOutcome, RunResult, RunWaitpoint, UpsertedWaitpoint, WaitpointCompletion, WaitpointKey, WaitpointKind,
     WaitpointSelection, WaitpointState, WaitpointUpdate, Waitpoints,
 };
 

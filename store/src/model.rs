@@ -225,6 +225,56 @@ pub struct RunSummary {
     pub cost_in_cents: f64,
 }
 
+/// A waitpoint without its output, which can be large.
+#[derive(Clone, Debug, PartialEq, Eq, DerivePartialModel)]
+#[sea_orm(entity = "entities_control::waitpoint::Entity")]
+pub struct WaitpointSummary {
+    /// The waitpoint's id, unparsed; see [`WaitpointRow::waitpoint_id`].
+    pub id: String,
+    /// The public form of the id.
+    pub friendly_id: String,
+    /// What completes it.
+    pub r#type: WaitpointType,
+    /// Whether it is completed.
+    pub status: WaitpointStatus,
+    /// When it was completed.
+    pub completed_at: Option<DateTimeWithTimeZone>,
+    /// Its key within its environment.
+    pub idempotency_key: String,
+    /// Whether a user asked for the key.
+    pub user_provided_idempotency_key: bool,
+    /// When the key is free again.
+    pub idempotency_key_expires_at: Option<DateTimeWithTimeZone>,
+    /// The key it had before that was taken away.
+    pub inactive_idempotency_key: Option<String>,
+    /// The run whose end completes it, unparsed.
+    pub completed_by_task_run_id: Option<String>,
+    /// The moment that completes it.
+    pub completed_after: Option<DateTimeWithTimeZone>,
+    /// The batch whose end completes it, unparsed.
+    pub completed_by_batch_id: Option<String>,
+    /// Media type of the output.
+    pub output_type: String,
+    /// Whether the output is an error.
+    pub output_is_error: bool,
+    /// The project, unparsed.
+    pub project_id: String,
+    /// The environment, unparsed.
+    pub environment_id: String,
+    /// When the row was made.
+    pub created_at: DateTimeWithTimeZone,
+    /// When the row was changed last.
+    pub updated_at: DateTimeWithTimeZone,
+    /// Tags, in the order they were given.
+    pub tags: Vec<String>,
+}
+
+impl WaitpointRow for WaitpointSummary {
+    fn waitpoint_id(&self) -> Result<WaitpointId, UnclassifiableId> {
+        self.id.parse()
+    }
+}
+
 /// Whether a run with this status is over for good.
 #[must_use]
 pub fn is_final(status: RunStatus) -> bool {

@@ -5,8 +5,9 @@ use serde_json::Value as Json;
 
 use crate::create::{Environment, SnapshotDetails};
 use crate::error::Result;
+use crate::find::Direction;
 use crate::ids::{BatchId, CheckpointId, EnvironmentId, RunId, SnapshotId, WaitpointId};
-use crate::model::{ExecutionStatus, RunStatus, Snapshot};
+use crate::model::{Checkpoint, ExecutionStatus, RunStatus, Snapshot, Waitpoint};
 use crate::read::Read;
 
 /// The operations on execution snapshots.
@@ -38,6 +39,212 @@ pub trait Snapshots: Send + Sync {
         environment: Option<&EnvironmentId>,
         read: Read,
     ) -> Result<Option<Snapshot>>;
+
+    /// Reads the run's current state with what a worker needs to go on: the snapshot of
+    /// [`find_latest_execution_snapshot`](Snapshots::find_latest_execution_snapshot), its checkpoint, and its completed
+    /// waitpoints, wherever they lie.
+    ///
+    /// Routing: `run`; waitpoints that are not beside it are looked for in the other database.
+    /// Copy: as asked; a waitpoint that a replica does not have, or does not know to be completed, is read on the primary.
+    /// Statements: one on the owner, and one for each 100 waitpoints. The other database is asked only for those that are
+    /// missing. A caller that decides by the answer wants [`Read::Primary`].
+    async fn current_snapshot(
+        &self,
+        run: &RunId,
+        environment: Option<&EnvironmentId>,
+        read: Read,
+    ) -> Result<Option<HydratedSnapshot>>;
+
+    /// Reads what happened to a run since a snapshot that a worker knows: the valid snapshots after it, oldest first, the
+    /// newest 50 if there are more. "After" is by `created_at` and then by id. Only the last one has its completed
+    /// waitpoints: a worker ignores the others.
+    ///
+    /// The known snapshot need not be valid. One of another run, or of another environment than `environment`, is not
+    /// found.
+    /// Routing: `run`; waitpoints as in [`current_snapshot`](Snapshots::current_snapshot).
+    /// Copy: as asked. On a replica a miss is no proof: it is asked again after 50 to 200 ms, and then the primary is.
+    /// Links that the replica does not have yet are read on the primary, and so are waitpoints.
+    /// Statements: one for the snapshots and the links of the last, and one for each 100 waitpoints and database that has
+    /// to be asked for them.
+    async fn snapshots_since(
+        &self,
+        run: &RunId,
+        since: &SnapshotId,
+        environment: Option<&EnvironmentId>,
+        read: Read,
+    ) -> Result<SnapshotsSince>;
+
+    /// Reads one snapshot, valid or not.
+    ///
+    /// Routing: `lookup.run`. Statements: one on the owner.
+    async fn find_execution_snapshot(&self, lookup: &SnapshotLookup, read: Read) -> Result<Option<Snapshot>>;
+
+    /// Lists snapshots by `created_at` and then by id.
+    ///
+    /// Routing: the owner of the run; snapshots that are named by their ids alone are looked for in every database, and
+    /// the run-ops copy wins.
+    /// Statements: one for each database and 1,000 ids. Errors: `InvalidInput` above [`MAX_IDS`](crate::MAX_IDS) ids.
+    async fn find_many_execution_snapshots(&self, query: &FindSnapshots, read: Read) -> Result<Vec<Snapshot>>;
+
+    /// Reads the ids of the waitpoints whose completion made a snapshot, each once, in order. The waitpoints need not
+    /// exist.
+    ///
+    /// Routing: the owner of `run`; without it every database, and what they have together.
+    /// Statements: one for each database.
+    async fn find_snapshot_completed_waitpoint_ids(
+        &self,
+        snapshot: &SnapshotId,
+        run: Option<&RunId>,
+        read: Read,
+    ) -> Result<Vec<WaitpointId>>;
+
+    /// As [`find_snapshot_completed_waitpoint_ids`](Snapshots::find_snapshot_completed_waitpoint_ids), and says whether
+    /// the same statement has seen the snapshot, so that "no links" can be told from "not here yet". It was seen if any
+    /// database has seen it.
+    async fn find_snapshot_completed_waitpoint_ids_with_presence(
+        &self,
+        snapshot: &SnapshotId,
+        run: Option<&RunId>,
+        read: Read,
+    ) -> Result<CompletedLinks>;
+}
+
+/// A snapshot with what belongs to it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HydratedSnapshot {
+    /// The snapshot.
+    pub snapshot: Snapshot,
+    /// Its checkpoint.
+    pub checkpoint: Option<Checkpoint>,
+    /// The waitpoints whose completion made it: once for each place in `completed_waitpoint_order`, in that order, and
+    /// then once each those without a place, by id.
+    pub completed_waitpoints: Vec<CompletedWaitpoint>,
+    /// Linked waitpoints that are in no database, in the same order.
+    pub dangling: Vec<WaitpointId>,
+}
+
+/// A waitpoint whose completion made a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CompletedWaitpoint {
+    /// The waitpoint.
+    pub waitpoint: Waitpoint,
+    /// Its place in `completed_waitpoint_order`; `None` if it has none.
+    pub index: Option<u32>,
+}
+
+/// What happened to a run since a snapshot.
+#[derive(Clone, Debug, PartialEq)]
+pub enum SnapshotsSince {
+    /// The snapshots after it, oldest first. Only the last one has its completed waitpoints.
+    Found(Vec<HydratedSnapshot>),
+    /// The run has no such snapshot.
+    NotFound,
+}
+
+/// Which snapshot of which run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotLookup {
+    /// The snapshot.
+    pub id: SnapshotId,
+    /// Its run.
+    pub run: RunId,
+    /// If given, a snapshot of another environment reads as missing.
+    pub environment: Option<EnvironmentId>,
+}
+
+/// Which snapshots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FindSnapshots {
+    /// Of what.
+    pub of: SnapshotsOf,
+    /// If given, only those of this environment.
+    pub environment: Option<EnvironmentId>,
+    /// If given, only those in one of these states.
+    pub states: Option<Vec<ExecutionStatus>>,
+    /// Valid ones, refused ones or both.
+    pub validity: Validity,
+    /// By `created_at` and then by id.
+    pub direction: Direction,
+    /// At most so many.
+    pub limit: Option<u32>,
+}
+
+impl FindSnapshots {
+    /// All of a run's, oldest first.
+    #[must_use]
+    pub fn of_run(run: RunId) -> Self {
+        Self::of(SnapshotsOf::Run(run))
+    }
+
+    /// Those with the given ids, oldest first.
+    #[must_use]
+    pub fn with_ids(ids: Vec<SnapshotId>) -> Self {
+        Self::of(SnapshotsOf::Ids(ids))
+    }
+
+    fn of(of: SnapshotsOf) -> Self {
+        let (validity, direction) = (Validity::Any, Direction::Ascending);
+        Self { of, environment: None, states: None, validity, direction, limit: None }
+    }
+
+    /// Whether no row can match.
+    pub(crate) fn matches_nothing(&self) -> bool {
+        let none = matches!(&self.of, SnapshotsOf::Ids(ids) if ids.is_empty());
+        none || self.limit == Some(0) || self.states.as_ref().is_some_and(Vec::is_empty)
+    }
+
+    /// Of rows in the order of precedence: each once, in order, and no more than asked for.
+    pub(crate) fn page(&self, mut rows: Vec<Snapshot>) -> Vec<Snapshot> {
+        let mut seen = std::collections::HashSet::new();
+        rows.retain(|row| seen.insert(row.id.clone()));
+        rows.sort_by(|left, right| {
+            let ordering = left.created_at.cmp(&right.created_at).then_with(|| left.id.cmp(&right.id));
+            match self.direction {
+                Direction::Ascending => ordering,
+                Direction::Descending => ordering.reverse(),
+            }
+        });
+        rows.truncate(self.limit.map_or(usize::MAX, |limit| limit as usize));
+        rows
+    }
+}
+
+/// What the snapshots of a list have in common.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SnapshotsOf {
+    /// Their run.
+    Run(RunId),
+    /// They are named.
+    Ids(Vec<SnapshotId>),
+}
+
+/// Whether a snapshot tells a state that the run had, or a transition that was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Validity {
+    /// Either.
+    Any,
+    /// A state that the run had.
+    Valid,
+    /// A refused transition.
+    Refused,
+}
+
+/// The links of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CompletedLinks {
+    /// Whether the snapshot was seen by the statement that read the links.
+    pub presence: Presence,
+    /// The waitpoints, each once, in order.
+    pub waitpoints: Vec<WaitpointId>,
+}
+
+/// Whether a row was seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// It was.
+    Seen,
+    /// It was not: it does not exist, or has not reached the copy that was asked.
+    NotSeen,
 }
 
 /// Input of [`Snapshots::create_execution_snapshot`].
@@ -58,7 +265,7 @@ pub struct CreateExecutionSnapshot {
     /// The stored process image.
     pub checkpoint: Option<CheckpointId>,
     /// The waitpoints whose completion has led here. They may lie in the other database.
-    pub completed: Vec<CompletedWaitpoint>,
+    pub completed: Vec<RecordedWaitpoint>,
     /// What was wrong; a snapshot that has one is not valid and never the current one.
     pub error: Option<String>,
     /// More about it.
@@ -69,7 +276,7 @@ pub struct CreateExecutionSnapshot {
 
 /// A waitpoint whose completion a snapshot records.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CompletedWaitpoint {
+pub struct RecordedWaitpoint {
     /// The waitpoint.
     pub waitpoint: WaitpointId,
     /// Its place in the order of a batch. One that has several is listed as often.

@@ -119,7 +119,7 @@ pub trait Waitpoints: Edges {
         let id = WaitpointId::stored(&upserted.waitpoint.id);
         let completion = CompleteWaitpoint::beside(*run, output_of(&seen));
         let done = self.complete_waitpoint(&id, completion).await.map_err(|error| error.in_operation(operation))?;
-        let CompletedWaitpoint { waitpoint, mut effects, token, .. } = done;
+        let WaitpointCompletion { waitpoint, mut effects, token, .. } = done;
         effects.extend(upserted.effects);
         in_order(&mut effects);
         Ok(UpsertedWaitpoint { waitpoint, made: upserted.made, effects, token: upserted.token.join(token) })
@@ -240,7 +240,7 @@ pub trait Waitpoints: Edges {
     /// it at the same moment, and one for each database to find the edges.
     /// Effects: [`ContinueRun`](Effect::ContinueRun) for each run that waits, and the event of each edge with a span.
     /// Errors: `NotFound` if it is nowhere.
-    async fn complete_waitpoint(&self, id: &WaitpointId, input: CompleteWaitpoint) -> Result<CompletedWaitpoint> {
+    async fn complete_waitpoint(&self, id: &WaitpointId, input: CompleteWaitpoint) -> Result<WaitpointCompletion> {
         let operation = "complete_waitpoint";
         let named = |error: StoreError| error.in_operation(operation);
         let done = self.apply_completion(id, input).await?;
@@ -250,7 +250,7 @@ pub trait Waitpoints: Edges {
         let waiting = EdgeFilter { waitpoint: Some(id.clone()), ..EdgeFilter::default() };
         let edges = self.find_many_task_run_waitpoints(&waiting, None, Read::Primary).await.map_err(named)?;
         let effects = wake_ups(id, &waitpoint, &edges);
-        Ok(CompletedWaitpoint { waitpoint, first, edges, effects, token })
+        Ok(WaitpointCompletion { waitpoint, first, edges, effects, token })
     }
 
     /// The first half of [`complete_waitpoint`](Waitpoints::complete_waitpoint), which is the method to call: completes a
@@ -621,7 +621,7 @@ impl CompleteWaitpoint {
 /// A completed waitpoint, and whom it wakes.
 #[derive(Clone, Debug, PartialEq)]
 #[must_use = "the effects have to be carried out"]
-pub struct CompletedWaitpoint {
+pub struct WaitpointCompletion {
     /// The stored row.
     pub waitpoint: Waitpoint,
     /// Whether this call has completed it.

@@ -35,6 +35,7 @@ pub mod demo;
 pub mod mode;
 pub mod moves;
 pub mod proxy;
+pub mod related;
 pub mod runs;
 pub mod servers;
 pub mod side;

@@ -60,6 +60,7 @@ pub(crate) use edges::{check_filter, dangling};
 pub(crate) use finds::check;
 pub(crate) use input::within;
 pub use schema::{ControlPlane, Pair, RunOps, Schema, Twin};
+pub(crate) use snapshots::{CHECKPOINT_PREFIX, LINKED};
 use transition::Texts;
 pub(crate) use waitpoints::check_selection;
 

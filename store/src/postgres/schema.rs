@@ -9,7 +9,7 @@
 //! `generated::parity` does not compile if the models come to differ, and a test below compares tables and columns.
 
 use sea_orm::sea_query::{
-    ArrayType, Expr, ExprTrait, Func, InsertStatement, OnConflict, Query, SelectStatement, Value,
+    ArrayType, Expr, ExprTrait, Func, InsertStatement, JoinType, OnConflict, Query, SelectStatement, Value,
     extension::postgres::PgFunc,
 };
 use sea_orm::{
@@ -18,7 +18,7 @@ use sea_orm::{
 };
 
 use crate::model::{
-    AttemptEntity, BatchEntity, BatchErrorEntity, BatchItemEntity, CheckpointEntity, EdgeEntity, RunEntity,
+    AttemptEntity, BatchEntity, BatchErrorEntity, BatchItemEntity, CheckpointEntity, EdgeEntity, RunColumn, RunEntity,
     SnapshotEntity, WaitpointEntity, WaitpointTagEntity,
 };
 use crate::residency::Residency;
@@ -269,6 +269,34 @@ impl Pair {
     /// The pairs of some waitpoints.
     pub(crate) fn of_waitpoints(&self, waitpoints: Vec<String>) -> SelectStatement {
         self.select(self.waitpoint, waitpoints)
+    }
+
+    /// The waitpoints that one owner is paired with, as one array, or NULL.
+    pub(crate) fn waitpoints_of(&self, owner: Expr) -> SelectStatement {
+        Query::select()
+            .expr(Func::cust("array_agg").arg(Expr::col((self.table, self.waitpoint))))
+            .from(self.table)
+            .and_where(Expr::col((self.table, self.owner)).eq(owner))
+            .to_owned()
+    }
+
+    /// For each of some waitpoints at most so many of the existing runs that it is paired with; which ones is not said.
+    /// The runs of a popular waitpoint are not gone through.
+    pub(crate) fn some_runs_of<S: Schema>(&self, waitpoints: Vec<String>, at_most: u32) -> SelectStatement {
+        let run = |column: RunColumn| Expr::col((S::TaskRun::default().table_name(), column));
+        let runs = Query::select()
+            .expr_as(Expr::col((self.table, self.owner)), Self::OWNER)
+            .from(self.table)
+            .inner_join(S::TaskRun::default(), run(RunColumn::Id).equals((self.table, self.owner)))
+            .and_where(Expr::col((self.table, self.waitpoint)).equals((Self::WAITPOINT, Self::WAITPOINT)))
+            .limit(u64::from(at_most))
+            .to_owned();
+        Query::select()
+            .column((Self::WAITPOINT, Self::WAITPOINT))
+            .column((Self::OWNER, Self::OWNER))
+            .from_function(Func::cust("unnest").arg(text_array(waitpoints)), Self::WAITPOINT)
+            .join_lateral(JoinType::InnerJoin, runs, Self::OWNER, Expr::val(true))
+            .to_owned()
     }
 
     fn select(&self, column: &'static str, values: Vec<String>) -> SelectStatement {

@@ -7,6 +7,7 @@ use crate::ids::WaitpointId;
 use crate::lifecycle::in_order;
 use crate::model::Edge;
 use crate::projection::{Projection, compare};
+use crate::snapshots::{CompletedLinks, Presence};
 use crate::transitions::BatchExpiry;
 
 /// The first answer that is there. Answers come in the order of precedence.
@@ -49,4 +50,19 @@ pub(super) fn edges(limit: Option<u32>, answers: Vec<Vec<Edge>>) -> Vec<Edge> {
     edges.sort_by(|left, right| (left.created_at, &left.id).cmp(&(right.created_at, &right.id)));
     edges.truncate(limit.map_or(usize::MAX, |limit| limit as usize));
     edges
+}
+
+/// All that is in any answer, each once, in order.
+pub(super) fn distinct<T: Ord>(answers: Vec<Vec<T>>) -> Vec<T> {
+    let mut all: Vec<T> = answers.into_iter().flatten().collect();
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+/// The links that any database has; the snapshot was seen if any has seen it.
+pub(super) fn links(answers: Vec<CompletedLinks>) -> CompletedLinks {
+    let seen = answers.iter().any(|answer| answer.presence == Presence::Seen);
+    let presence = if seen { Presence::Seen } else { Presence::NotSeen };
+    CompletedLinks { presence, waitpoints: distinct(answers.into_iter().map(|answer| answer.waitpoints).collect()) }
 }

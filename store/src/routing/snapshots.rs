@@ -1,13 +1,20 @@
 //! Snapshots: they lie beside their run.
 
 use async_trait::async_trait;
+use futures_util::future::try_join_all;
 
-use super::RoutingRunStore;
-use crate::error::Result;
-use crate::ids::{EnvironmentId, RunId};
+use super::route::Route;
+use super::{RoutingRunStore, merge};
+use crate::error::{Result, StoreError};
+use crate::hydrate;
+use crate::ids::{EnvironmentId, RunId, SnapshotId, WaitpointId};
 use crate::model::Snapshot;
+use crate::postgres::within;
 use crate::read::Read;
-use crate::snapshots::{CreateExecutionSnapshot, Snapshots};
+use crate::snapshots::{
+    CompletedLinks, CreateExecutionSnapshot, FindSnapshots, HydratedSnapshot, SnapshotLookup, Snapshots, SnapshotsOf,
+    SnapshotsSince,
+};
 
 #[async_trait]
 impl Snapshots for RoutingRunStore {
@@ -22,5 +29,63 @@ impl Snapshots for RoutingRunStore {
         read: Read,
     ) -> Result<Option<Snapshot>> {
         self.owner_of(run).find_latest_execution_snapshot(run, environment, read).await
+    }
+
+    async fn current_snapshot(
+        &self,
+        run: &RunId,
+        environment: Option<&EnvironmentId>,
+        read: Read,
+    ) -> Result<Option<HydratedSnapshot>> {
+        hydrate::current(self, run, environment, read).await
+    }
+
+    async fn snapshots_since(
+        &self,
+        run: &RunId,
+        since: &SnapshotId,
+        environment: Option<&EnvironmentId>,
+        read: Read,
+    ) -> Result<SnapshotsSince> {
+        hydrate::since(self, run, since, environment, read).await
+    }
+
+    async fn find_execution_snapshot(&self, lookup: &SnapshotLookup, read: Read) -> Result<Option<Snapshot>> {
+        self.owner_of(&lookup.run).find_execution_snapshot(lookup, read).await
+    }
+
+    async fn find_many_execution_snapshots(&self, query: &FindSnapshots, read: Read) -> Result<Vec<Snapshot>> {
+        let route = match &query.of {
+            SnapshotsOf::Run(run) => Route::of(run),
+            SnapshotsOf::Ids(ids) => {
+                let checked = within("ids", ids.len());
+                checked.map_err(|kind| StoreError::new("find_many_execution_snapshots", None, kind))?;
+                Route::Everywhere
+            }
+        };
+        let asked = self.asked(route).map(|leg| leg.store.find_many_execution_snapshots(query, read));
+        Ok(query.page(try_join_all(asked).await?.into_iter().flatten().collect()))
+    }
+
+    async fn find_snapshot_completed_waitpoint_ids(
+        &self,
+        snapshot: &SnapshotId,
+        run: Option<&RunId>,
+        read: Read,
+    ) -> Result<Vec<WaitpointId>> {
+        let asked = self.asked(run.map_or(Route::Everywhere, Route::of));
+        let asked = asked.map(|leg| leg.store.find_snapshot_completed_waitpoint_ids(snapshot, run, read));
+        Ok(merge::distinct(try_join_all(asked).await?))
+    }
+
+    async fn find_snapshot_completed_waitpoint_ids_with_presence(
+        &self,
+        snapshot: &SnapshotId,
+        run: Option<&RunId>,
+        read: Read,
+    ) -> Result<CompletedLinks> {
+        let asked = self.asked(run.map_or(Route::Everywhere, Route::of));
+        let asked = asked.map(|leg| leg.store.find_snapshot_completed_waitpoint_ids_with_presence(snapshot, run, read));
+        Ok(merge::links(try_join_all(asked).await?))
     }
 }
