@@ -49,6 +49,7 @@ pub mod ids;
 pub mod keys;
 pub mod lifecycle;
 pub mod model;
+pub mod pages;
 mod postgres;
 mod projection;
 pub mod read;
@@ -74,7 +75,7 @@ pub use create::{
 };
 pub use edges::Edges;
 pub use error::{Change, CursorFault, Entity, ErrorKind, InputProblem, SqlState, StoreError};
-pub use fields::RunFields;
+pub use fields::{RunFields, UpdateMetadata, UpdateMetadataOutcome};
 pub use find::{Direction, FindRuns, Order, OrderKey, RunFilter, RunLookup};
 pub use generated::constraints::{Constraint, ConstraintKind};
 pub use generated::schema_version::{CONTROL_PLANE_SCHEMA_VERSION, RUN_OPS_SCHEMA_VERSION};
@@ -86,10 +87,16 @@ pub use ids::{
 pub use keys::IdempotencyKeys;
 pub use lifecycle::{Effect, Entry, Event, HookFailure, Job, Operation, Transition, TransitionHook, WaitpointOutput};
 pub use model::{
-    Attempt, AttemptStatus, Batch, BatchError, BatchItem, BatchItemStatus, BatchRow, BatchStatus, Checkpoint,
-    CheckpointType, Edge, EdgeRow, EngineVersion, EnvironmentType, ExecutionStatus, Run, RunReferences, RunRow,
-    RunStatus, RunSummary, Snapshot, SnapshotRow, Waitpoint, WaitpointRow, WaitpointStatus, WaitpointTag,
-    WaitpointType, is_final,
+    Attempt, AttemptStatus, Batch, BatchError, BatchItem, BatchItemStatus, BatchRow, BatchStatus, BatchSummary,
+    Checkpoint, CheckpointType, Edge, EdgeRow, EngineVersion, EnvironmentType, ExecutionStatus, Run, RunReferences,
+    RunRow, RunStatus, RunSummary, Snapshot, SnapshotRow, Waitpoint, WaitpointRow, WaitpointStatus, WaitpointSummary,
+    WaitpointTag, WaitpointType, is_final,
+};
+pub use pages::{
+    BatchFilter, BatchItemFilter, BatchItemOrderKey, BatchOrderKey, Copied, Copies, Cursor, EdgeFilter, EdgeOrderKey,
+    FindWaitpointTags, List, ListBatchItems, ListBatches, ListEdges, ListExecutionSnapshots, ListRuns,
+    ListWaitpointTags, ListWaitpoints, Lists, MAX_PAGE, Page, SnapshotFilter, SnapshotOrderKey, WaitpointFilter,
+    WaitpointOrderKey, WaitpointTagFilter, WaitpointTagOrderKey,
 };
 pub use postgres::{ControlPlane, Pair, PgRunStore, RunOps, Schema, Twin};
 pub use read::{Read, Token};
@@ -128,6 +135,7 @@ pub trait RunStore:
     + RunFields
     + Relations
     + Claims
+    + Lists
 {
 }
 
@@ -146,5 +154,6 @@ impl<T> RunStore for T where
         + RunFields
         + Relations
         + Claims
+        + Lists
 {
 }

@@ -129,7 +129,7 @@ pub(super) fn finite(field: &'static str, value: f64) -> Checked {
 
 /// Texts that an index holds. An entry has room for some 2,700 bytes; the unique key of a run is made of an id, a task and
 /// a key.
-fn indexed(field: &'static str, value: &str) -> Checked {
+pub(super) fn indexed(field: &'static str, value: &str) -> Checked {
     if value.len() > MAX_INDEXED_TEXT {
         Err(invalid(field, InputProblem::TooLarge { limit: MAX_INDEXED_TEXT }))
     } else {
@@ -137,7 +137,7 @@ fn indexed(field: &'static str, value: &str) -> Checked {
     }
 }
 
-fn required(field: &'static str, value: &str) -> Checked {
+pub(super) fn required(field: &'static str, value: &str) -> Checked {
     if value.is_empty() { Err(invalid(field, InputProblem::Empty)) } else { text(field, value) }
 }
 

@@ -12,6 +12,7 @@ mod fields;
 mod finds;
 mod input;
 mod keys;
+mod lists;
 mod relations;
 mod schema;
 mod snapshots;
@@ -48,6 +49,7 @@ pub(crate) use database::Database;
 use database::Unit;
 pub(crate) use finds::check;
 pub(crate) use input::within;
+pub(crate) use lists::Filter;
 pub use schema::{ControlPlane, Pair, RunOps, Schema, Twin};
 use transition::Texts;
 
