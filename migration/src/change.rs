@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use sea_orm_migration::sea_orm::ConnectionTrait as _;
 use sea_orm_migration::{DbErr, MigrationName, MigrationTrait, SchemaManager};
 
-use crate::ddl::{Enumeration, ForeignKey, Table};
+use crate::ddl::{Enumeration, ForeignKey, Index, Table};
 use crate::{Schema, identity};
 
 /// One reversible change of a schema.
@@ -19,6 +19,8 @@ pub(crate) enum Change {
     CreateEnums(&'static [Enumeration]),
     /// Tables and their indexes, without foreign keys.
     CreateTables(Vec<Table>),
+    /// Indexes of tables that are there.
+    CreateIndexes(Vec<(&'static str, Index)>),
     /// Foreign keys between tables that are there.
     AddForeignKeys(&'static [ForeignKey]),
     /// Foreign keys that are no longer enforced; undoing it enforces them again.
@@ -42,6 +44,11 @@ impl Change {
                     create_table(manager, table).await?;
                 }
             }
+            Self::CreateIndexes(indexes) => {
+                for (table, index) in indexes {
+                    manager.get_connection().execute_unprepared(&index.create_sql(table)).await?;
+                }
+            }
             Self::AddForeignKeys(keys) => add_foreign_keys(manager, keys).await?,
             Self::DropForeignKeys(keys) => drop_foreign_keys(manager, keys).await?,
         }
@@ -59,6 +66,11 @@ impl Change {
             Self::CreateTables(tables) => {
                 for table in tables.iter().rev() {
                     manager.drop_table(table.drop()).await?;
+                }
+            }
+            Self::CreateIndexes(indexes) => {
+                for (_, index) in indexes.iter().rev() {
+                    manager.get_connection().execute_unprepared(&index.drop_sql()).await?;
                 }
             }
             Self::AddForeignKeys(keys) => drop_foreign_keys(manager, keys).await?,

@@ -269,6 +269,11 @@ impl Index {
         }
         sql
     }
+
+    /// The statement that takes it away.
+    pub(crate) fn drop_sql(&self) -> String {
+        IndexStatement::drop().name(self.name).to_string(PostgresQueryBuilder)
+    }
 }
 
 /// A reference to another table's `id`.

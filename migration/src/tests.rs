@@ -12,15 +12,23 @@ fn changes(schema: Schema) -> Vec<Change> {
     schema.migrations().into_iter().map(|migration| migration.change).collect()
 }
 
+/// The tables, with the indexes that came later.
 fn tables(schema: Schema) -> Vec<Table> {
-    changes(schema)
-        .into_iter()
-        .flat_map(|change| match change {
-            Change::CreateIdentity { table, .. } => vec![table],
-            Change::CreateTables(tables) => tables,
-            Change::CreateEnums(_) | Change::AddForeignKeys(_) | Change::DropForeignKeys(_) => Vec::new(),
-        })
-        .collect()
+    let mut tables: Vec<Table> = Vec::new();
+    for change in changes(schema) {
+        match change {
+            Change::CreateIdentity { table, .. } => tables.push(table),
+            Change::CreateTables(created) => tables.extend(created),
+            Change::CreateIndexes(indexes) => {
+                for (name, index) in indexes {
+                    let table = tables.iter_mut().find(|table| table.name == name);
+                    table.expect("an index is of a table that is there").indexes.push(index);
+                }
+            }
+            Change::CreateEnums(_) | Change::AddForeignKeys(_) | Change::DropForeignKeys(_) => (),
+        }
+    }
+    tables
 }
 
 fn enums(schema: Schema) -> Vec<Enumeration> {
@@ -30,6 +38,7 @@ fn enums(schema: Schema) -> Vec<Enumeration> {
             Change::CreateEnums(enums) => enums.to_vec(),
             Change::CreateIdentity { .. }
             | Change::CreateTables(_)
+            | Change::CreateIndexes(_)
             | Change::AddForeignKeys(_)
             | Change::DropForeignKeys(_) => Vec::new(),
         })
@@ -48,7 +57,10 @@ fn foreign_keys(schema: Schema) -> (Vec<ForeignKey>, Vec<ForeignKey>) {
             Change::DropForeignKeys(keys) => {
                 last.retain(|key| !keys.iter().any(|dropped| dropped.name() == key.name()));
             }
-            Change::CreateIdentity { .. } | Change::CreateEnums(_) | Change::CreateTables(_) => (),
+            Change::CreateIdentity { .. }
+            | Change::CreateEnums(_)
+            | Change::CreateTables(_)
+            | Change::CreateIndexes(_) => (),
         }
     }
     (ever, last)

@@ -259,6 +259,12 @@ pub enum InputProblem {
         /// The greatest size that is taken.
         limit: usize,
     },
+    /// It is less than the least value that makes sense.
+    #[error("is less than {least}")]
+    TooSmall {
+        /// The least value that is taken.
+        least: usize,
+    },
     /// It is infinite or not a number.
     #[error("is not a finite number")]
     NotFinite,

@@ -86,13 +86,13 @@ pub struct FindRuns {
     pub offset: u32,
 }
 
-/// A key to order runs by, and which way.
+/// A key to order a list by, and which way.
 ///
 /// NULLs are where PostgreSQL puts them: last when ascending, first when descending. Text is ordered bytewise.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Order {
+pub struct Order<K = OrderKey> {
     /// By what.
-    pub by: OrderKey,
+    pub by: K,
     /// Which way.
     pub direction: Direction,
 }

@@ -50,6 +50,7 @@ pub mod ids;
 pub mod keys;
 pub mod lifecycle;
 pub mod model;
+pub mod pages;
 mod postgres;
 mod projection;
 pub mod read;
@@ -81,7 +82,7 @@ pub use create::{
 };
 pub use edges::{BlockRun, EdgeFilter, EdgeWithWaitpoint, Edges, NewEdges};
 pub use error::{Change, CursorFault, Entity, ErrorKind, InputProblem, SqlState, StoreError};
-pub use fields::RunFields;
+pub use fields::{RunFields, UpdateMetadata, UpdateMetadataOutcome};
 pub use find::{Direction, FindRuns, Order, OrderKey, RunFilter, RunLookup};
 pub use generated::constraints::{Constraint, ConstraintKind};
 pub use generated::schema_version::{CONTROL_PLANE_SCHEMA_VERSION, RUN_OPS_SCHEMA_VERSION};
@@ -93,10 +94,16 @@ pub use ids::{
 pub use keys::IdempotencyKeys;
 pub use lifecycle::{Effect, Entry, Event, HookFailure, Job, Operation, Transition, TransitionHook, WaitpointOutput};
 pub use model::{
-    Attempt, AttemptStatus, Batch, BatchError, BatchItem, BatchItemStatus, BatchRow, BatchStatus, Checkpoint,
-    CheckpointType, Edge, EdgeRow, EngineVersion, EnvironmentType, ExecutionStatus, Run, RunReferences, RunRow,
-    RunStatus, RunSummary, Snapshot, SnapshotRow, Waitpoint, WaitpointRow, WaitpointStatus, WaitpointSummary,
+    Attempt, AttemptStatus, Batch, BatchError, BatchItem, BatchItemStatus, BatchRow, BatchStatus, BatchSummary,
+    Checkpoint, CheckpointType, Edge, EdgeRow, EngineVersion, EnvironmentType, ExecutionStatus, Run, RunReferences,
+    RunRow, RunStatus, RunSummary, Snapshot, SnapshotRow, Waitpoint, WaitpointRow, WaitpointStatus, WaitpointSummary,
     WaitpointTag, WaitpointType, is_final,
+};
+pub use pages::{
+    BatchFilter, BatchItemFilter, BatchItemOrderKey, BatchOrderKey, Copied, Copies, Cursor, EdgeFilter, EdgeOrderKey,
+    FindWaitpointTags, List, ListBatchItems, ListBatches, ListEdges, ListExecutionSnapshots, ListRuns,
+    ListWaitpointTags, ListWaitpoints, Lists, MAX_PAGE, Page, SnapshotFilter, SnapshotOrderKey, WaitpointFilter,
+    WaitpointOrderKey, WaitpointTagFilter, WaitpointTagOrderKey,
 };
 pub use postgres::{ControlPlane, Pair, PgRunStore, RunOps, Schema, Twin};
 pub use read::{Read, Token};
@@ -151,6 +158,7 @@ pub trait RunStore:
     + RunFields
     + Relations
     + Claims
+    + Lists
 {
 }
 
@@ -170,5 +178,6 @@ impl<T> RunStore for T where
         + RunFields
         + Relations
         + Claims
+        + Lists
 {
 }

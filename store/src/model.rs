@@ -225,7 +225,7 @@ pub struct RunSummary {
     pub cost_in_cents: f64,
 }
 
-/// A waitpoint without its output, which can be large.
+/// The columns of a waitpoint that lists show: all but its output.
 #[derive(Clone, Debug, PartialEq, Eq, DerivePartialModel)]
 #[sea_orm(entity = "entities_control::waitpoint::Entity")]
 pub struct WaitpointSummary {
@@ -239,13 +239,13 @@ pub struct WaitpointSummary {
     pub status: WaitpointStatus,
     /// When it was completed.
     pub completed_at: Option<DateTimeWithTimeZone>,
-    /// Its key within its environment.
+    /// Its key; as good as random unless a user gave it.
     pub idempotency_key: String,
-    /// Whether a user asked for the key.
+    /// Whether a user gave the key.
     pub user_provided_idempotency_key: bool,
-    /// When the key is free again.
+    /// When the key may be used again.
     pub idempotency_key_expires_at: Option<DateTimeWithTimeZone>,
-    /// The key it had before that was taken away.
+    /// The key it had before that was cleared.
     pub inactive_idempotency_key: Option<String>,
     /// The run whose end completes it, unparsed.
     pub completed_by_task_run_id: Option<String>,
@@ -271,6 +271,46 @@ pub struct WaitpointSummary {
 
 impl WaitpointRow for WaitpointSummary {
     fn waitpoint_id(&self) -> Result<WaitpointId, UnclassifiableId> {
+        self.id.parse()
+    }
+}
+
+/// The columns of a batch that lists show: no payload, options or list of runs, whose sizes have no bound.
+#[derive(Clone, Debug, PartialEq, Eq, DerivePartialModel)]
+#[sea_orm(entity = "entities_control::batch_task_run::Entity")]
+pub struct BatchSummary {
+    /// The batch's id, unparsed; see [`BatchRow::batch_id`].
+    pub id: String,
+    /// The public form of the id.
+    pub friendly_id: String,
+    /// State as users see it.
+    pub status: BatchStatus,
+    /// The environment, unparsed.
+    pub runtime_environment_id: String,
+    /// The key that the batch was made with.
+    pub idempotency_key: Option<String>,
+    /// Which generation of batches it is.
+    pub batch_version: String,
+    /// How many runs it is to have.
+    pub run_count: i32,
+    /// Whether no more runs will join.
+    pub sealed: bool,
+    /// How many runs are over.
+    pub completed_count: i32,
+    /// How many items became runs; `None` until all were tried.
+    pub successful_run_count: Option<i32>,
+    /// How many items did not; `None` until all were tried.
+    pub failed_run_count: Option<i32>,
+    /// When the row was made.
+    pub created_at: DateTimeWithTimeZone,
+    /// When the row was changed last.
+    pub updated_at: DateTimeWithTimeZone,
+    /// When the batch was over.
+    pub completed_at: Option<DateTimeWithTimeZone>,
+}
+
+impl BatchRow for BatchSummary {
+    fn batch_id(&self) -> Result<BatchId, UnclassifiableId> {
         self.id.parse()
     }
 }

@@ -1,23 +1,58 @@
-//! The shapes in which runs are read, and how rows of either shape are put in order.
+//! The shapes in which rows are listed, and how rows of any shape are put in order.
 
 use std::cmp::Ordering;
 
 use chrono::{DateTime, FixedOffset};
-use sea_orm::{EntityTrait, FromQueryResult, PartialModelTrait, QuerySelect, Select};
+use sea_orm::{ColumnTrait, EntityTrait, FromQueryResult, PartialModelTrait, QuerySelect, Select};
 
 use crate::find::{Direction, Order, OrderKey};
-use crate::model::{Run, RunColumn, RunSummary};
+use crate::model::{
+    BatchColumn, BatchItem, BatchItemColumn, BatchSummary, Edge, EdgeColumn, Run, RunColumn, RunSummary, Snapshot,
+    SnapshotColumn, WaitpointColumn, WaitpointSummary, WaitpointTag, WaitpointTagColumn,
+};
+use crate::pages::{
+    BatchItemOrderKey, BatchOrderKey, EdgeOrderKey, SnapshotOrderKey, WaitpointOrderKey, WaitpointTagOrderKey,
+};
 
-/// A shape in which a run can be read: it says its columns and gives the values that lists are ordered by.
-pub(crate) trait Projection: FromQueryResult + Send {
+/// What the rows of one list can be ordered by: a closed list of columns, none of them an enum.
+pub(crate) trait SortKey: Copy + PartialEq {
+    /// The columns of the table.
+    type Column: ColumnTrait;
+
+    /// Which list it is; a cursor of another is refused.
+    const LIST: &'static str;
+
+    /// The row's id.
+    const ID: Self;
+
+    /// What a row is told by besides its id: rows with the same are one. The id, where there is nothing else.
+    const NAME: Self = Self::ID;
+
+    /// The order of a list that asks for none; an index serves it.
+    const DEFAULT: Order<Self>;
+
+    /// The column of the key.
+    fn column(self) -> Self::Column;
+}
+
+/// A shape in which a row can be listed: it says its columns and gives the values that lists are ordered by.
+pub(crate) trait Listed: FromQueryResult + Send {
+    /// What its lists are ordered by.
+    type By: SortKey;
+
     /// Narrows a select to the columns of the shape.
     fn project<E: EntityTrait>(rows: Select<E>) -> Select<E>;
 
-    /// The run's id.
+    /// The value a list is ordered by.
+    fn key(&self, by: Self::By) -> Key<'_>;
+
+    /// The row's id.
     fn id(&self) -> &str;
 
-    /// The value a list is ordered by.
-    fn key(&self, by: OrderKey) -> Key<'_>;
+    /// The value of [`SortKey::NAME`].
+    fn name(&self) -> &str {
+        self.id()
+    }
 }
 
 /// A value to order by.
@@ -32,63 +67,164 @@ pub(crate) enum Key<'a> {
     Null,
 }
 
-macro_rules! projection {
-    ($shape:ident, $project:expr) => {
-        impl Projection for $shape {
+/// A field that lists are ordered by.
+trait Ordered {
+    fn as_key(&self) -> Key<'_>;
+}
+
+impl Ordered for String {
+    fn as_key(&self) -> Key<'_> {
+        Key::Text(self)
+    }
+}
+
+impl Ordered for DateTime<FixedOffset> {
+    fn as_key(&self) -> Key<'_> {
+        Key::Moment(*self)
+    }
+}
+
+impl Ordered for i32 {
+    fn as_key(&self) -> Key<'_> {
+        Key::Integer(*self)
+    }
+}
+
+impl Ordered for f64 {
+    fn as_key(&self) -> Key<'_> {
+        Key::Number(*self)
+    }
+}
+
+impl<T: Ordered> Ordered for Option<T> {
+    fn as_key(&self) -> Key<'_> {
+        self.as_ref().map_or(Key::Null, T::as_key)
+    }
+}
+
+/// Says once for each list which keys it has, in which column and field they are, and which shapes its rows have.
+macro_rules! lists {
+    ($(
+        $list:literal: $keys:ident of $columns:ident as $($shape:ident $(($partial:ident))?)|+,
+        by $first:ident $direction:ident $(, named by $name:ident in $name_field:ident)? {
+            $($key:ident: $column:ident, $field:ident;)*
+        }
+    )*) => {
+        $(
+            impl SortKey for $keys {
+                type Column = $columns;
+
+                const LIST: &'static str = $list;
+                const ID: Self = $keys::Id;
+                $(const NAME: Self = $keys::$name;)?
+                const DEFAULT: Order<Self> = Order { by: $keys::$first, direction: Direction::$direction };
+
+                fn column(self) -> $columns {
+                    match self {
+                        $($keys::$key => $columns::$column,)*
+                    }
+                }
+            }
+
+            lists!(@shapes $keys [$($key $field)*] [$($name_field)?] $($shape $(($partial))?)|+);
+        )*
+    };
+    (@shapes $keys:ident $pairs:tt $name:tt $($shape:ident $(($partial:ident))?)|+) => {
+        $(lists!(@shape $keys $pairs $name $shape $(($partial))?);)+
+    };
+    (@shape $keys:ident [$($key:ident $field:ident)*] [$($name:ident)?] $shape:ident $(($partial:ident))?) => {
+        impl Listed for $shape {
+            type By = $keys;
+
             fn project<E: EntityTrait>(rows: Select<E>) -> Select<E> {
-                $project(rows)
+                $(let rows = $partial::select_cols(rows.select_only());)?
+                rows
+            }
+
+            fn key(&self, by: $keys) -> Key<'_> {
+                match by {
+                    $($keys::$key => self.$field.as_key(),)*
+                }
             }
 
             fn id(&self) -> &str {
                 &self.id
             }
 
-            fn key(&self, by: OrderKey) -> Key<'_> {
-                match by {
-                    OrderKey::Id => Key::Text(&self.id),
-                    OrderKey::FriendlyId => Key::Text(&self.friendly_id),
-                    OrderKey::TaskIdentifier => Key::Text(&self.task_identifier),
-                    OrderKey::CreatedAt => Key::Moment(self.created_at),
-                    OrderKey::UpdatedAt => Key::Moment(self.updated_at),
-                    OrderKey::StartedAt => self.started_at.map_or(Key::Null, Key::Moment),
-                    OrderKey::CompletedAt => self.completed_at.map_or(Key::Null, Key::Moment),
-                    OrderKey::DelayUntil => self.delay_until.map_or(Key::Null, Key::Moment),
-                    OrderKey::QueueTimestamp => self.queue_timestamp.map_or(Key::Null, Key::Moment),
-                    OrderKey::AttemptNumber => self.attempt_number.map_or(Key::Null, Key::Integer),
-                    OrderKey::UsageDuration => Key::Integer(self.usage_duration_ms),
-                    OrderKey::Cost => Key::Number(self.cost_in_cents),
-                }
-            }
+            $(fn name(&self) -> &str {
+                &self.$name
+            })?
         }
     };
 }
 
-projection!(Run, |rows| rows);
-projection!(RunSummary, |rows: Select<E>| RunSummary::select_cols(rows.select_only()));
-
-impl OrderKey {
-    /// The column of the key.
-    pub(crate) fn column(self) -> RunColumn {
-        match self {
-            OrderKey::Id => RunColumn::Id,
-            OrderKey::FriendlyId => RunColumn::FriendlyId,
-            OrderKey::TaskIdentifier => RunColumn::TaskIdentifier,
-            OrderKey::CreatedAt => RunColumn::CreatedAt,
-            OrderKey::UpdatedAt => RunColumn::UpdatedAt,
-            OrderKey::StartedAt => RunColumn::StartedAt,
-            OrderKey::CompletedAt => RunColumn::CompletedAt,
-            OrderKey::DelayUntil => RunColumn::DelayUntil,
-            OrderKey::QueueTimestamp => RunColumn::QueueTimestamp,
-            OrderKey::AttemptNumber => RunColumn::AttemptNumber,
-            OrderKey::UsageDuration => RunColumn::UsageDurationMs,
-            OrderKey::Cost => RunColumn::CostInCents,
-        }
+lists! {
+    "runs": OrderKey of RunColumn as Run | RunSummary (RunSummary), by CreatedAt Descending {
+        Id: Id, id;
+        FriendlyId: FriendlyId, friendly_id;
+        TaskIdentifier: TaskIdentifier, task_identifier;
+        CreatedAt: CreatedAt, created_at;
+        UpdatedAt: UpdatedAt, updated_at;
+        StartedAt: StartedAt, started_at;
+        CompletedAt: CompletedAt, completed_at;
+        DelayUntil: DelayUntil, delay_until;
+        QueueTimestamp: QueueTimestamp, queue_timestamp;
+        AttemptNumber: AttemptNumber, attempt_number;
+        UsageDuration: UsageDurationMs, usage_duration_ms;
+        Cost: CostInCents, cost_in_cents;
+    }
+    "waitpoints": WaitpointOrderKey of WaitpointColumn as WaitpointSummary (WaitpointSummary), by CreatedAt Descending {
+        Id: Id, id;
+        CreatedAt: CreatedAt, created_at;
+        UpdatedAt: UpdatedAt, updated_at;
+        CompletedAt: CompletedAt, completed_at;
+        CompletedAfter: CompletedAfter, completed_after;
+    }
+    "batches": BatchOrderKey of BatchColumn as BatchSummary (BatchSummary), by CreatedAt Descending {
+        Id: Id, id;
+        CreatedAt: CreatedAt, created_at;
+    }
+    "waitpoint tags": WaitpointTagOrderKey of WaitpointTagColumn as WaitpointTag, by Name Ascending, named by Name in name {
+        Id: Id, id;
+        Name: Name, name;
+        CreatedAt: CreatedAt, created_at;
+    }
+    "block edges": EdgeOrderKey of EdgeColumn as Edge, by CreatedAt Ascending {
+        Id: Id, id;
+        CreatedAt: CreatedAt, created_at;
+        BatchIndex: BatchIndex, batch_index;
+    }
+    "execution snapshots": SnapshotOrderKey of SnapshotColumn as Snapshot, by CreatedAt Descending {
+        Id: Id, id;
+        CreatedAt: CreatedAt, created_at;
+    }
+    "batch items": BatchItemOrderKey of BatchItemColumn as BatchItem, by CreatedAt Ascending {
+        Id: Id, id;
+        CreatedAt: CreatedAt, created_at;
+        CompletedAt: CompletedAt, completed_at;
     }
 }
 
+/// The same order without keys that decide nothing, and total: where no key tells two rows apart the id does, in the
+/// direction of the last key, so that one row comparison can tell what comes after a row.
+pub(crate) fn total<K: SortKey>(order: &[Order<K>]) -> Vec<Order<K>> {
+    let mut total: Vec<Order<K>> = Vec::with_capacity(order.len() + 1);
+    for key in order {
+        if !total.iter().any(|earlier| earlier.by == key.by) {
+            total.push(*key);
+        }
+        if key.by == K::ID || key.by == K::NAME {
+            return total;
+        }
+    }
+    let direction = total.last().map_or(Direction::Ascending, |last| last.direction);
+    total.push(Order { by: K::ID, direction });
+    total
+}
+
 /// The order that PostgreSQL gives two rows: text bytewise (its columns have the collation `C`), NULL greater than
-/// everything, NaN greater than every number, the id as the last key.
-pub(crate) fn compare<P: Projection>(order: &[Order], left: &P, right: &P) -> Ordering {
+/// everything, NaN greater than every number. `order` is [`total`].
+pub(crate) fn compare<R: Listed>(order: &[Order<R::By>], left: &R, right: &R) -> Ordering {
     let by_keys = order.iter().map(|Order { by, direction }| {
         let ordering = compare_keys(left.key(*by), right.key(*by));
         match direction {
@@ -96,19 +232,7 @@ pub(crate) fn compare<P: Projection>(order: &[Order], left: &P, right: &P) -> Or
             Direction::Descending => ordering.reverse(),
         }
     });
-    let ids = left.id().cmp(right.id());
-    let ids = match tie_break(order).direction {
-        Direction::Ascending => ids,
-        Direction::Descending => ids.reverse(),
-    };
-    by_keys.fold(Ordering::Equal, Ordering::then).then(ids)
-}
-
-/// The key that makes every order total: the id, in the direction of the last key, so that one row comparison can tell
-/// what comes after a row.
-pub(crate) fn tie_break(order: &[Order]) -> Order {
-    let direction = order.last().map_or(Direction::Ascending, |last| last.direction);
-    Order { by: OrderKey::Id, direction }
+    by_keys.fold(Ordering::Equal, Ordering::then)
 }
 
 fn compare_keys(left: Key<'_>, right: Key<'_>) -> Ordering {

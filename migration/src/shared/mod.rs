@@ -5,8 +5,10 @@
 
 mod enums;
 mod foreign_keys;
+mod indexes;
 mod tables;
 
 pub(crate) use enums::ENUMS;
 pub(crate) use foreign_keys::FOREIGN_KEYS;
+pub(crate) use indexes::list_indexes;
 pub(crate) use tables::tables;

@@ -3,17 +3,18 @@
 use std::collections::HashMap;
 
 use sea_orm::sea_query::extension::postgres::{PgBinOper, PgFunc};
-use sea_orm::sea_query::{Expr, ExprTrait, SelectStatement};
-use sea_orm::{ActiveEnum, ColumnTrait, Condition, DbErr, QueryFilter, QueryOrder, QuerySelect, QueryTrait, Select};
+use sea_orm::sea_query::{self, Expr, ExprTrait, SelectStatement};
+use sea_orm::{ActiveEnum, ColumnTrait, Condition, DbErr, QueryFilter, QueryTrait, Select};
 
 use super::PgRunStore;
 use super::input::{stamp_up, text, within};
+use super::lists::{ordered, slice};
 use super::schema::{Schema, Twin, text_array};
 use crate::error::{ErrorKind, Phase, Result, StoreError};
 use crate::find::{Direction, FindRuns, Order, OrderKey, RunFilter, RunLookup};
 use crate::ids::{Home, RunId, RunKey};
-use crate::model::{Run, RunColumn, RunStatus};
-use crate::projection::{Projection, tie_break};
+use crate::model::{Run, RunColumn};
+use crate::projection::{Listed, total};
 use crate::read::Read;
 use crate::residency::Routable;
 
@@ -61,28 +62,19 @@ pub(super) async fn find_run_where<S: Schema>(
     Ok(find_runs(operation, store, &query, read).await?.pop())
 }
 
-pub(super) async fn find_runs<S: Schema, P: Projection>(
+pub(super) async fn find_runs<S: Schema, R: Listed<By = OrderKey>>(
     operation: &'static str,
     store: &PgRunStore<S>,
     query: &FindRuns,
     read: Read,
-) -> Result<Vec<P>> {
+) -> Result<Vec<R>> {
     check(&query.filter).map_err(|kind| StoreError::new(operation, Some(S::RESIDENCY), kind))?;
     let filter = query.filter.narrowed_to(S::RESIDENCY);
     if filter.matches_nothing() || query.limit == Some(0) {
         return Ok(Vec::new());
     }
-    let mut rows: Select<S::TaskRun> = P::project(S::TaskRun::rows()).filter(condition(&filter));
-    let last = tie_break(&query.order);
-    for Order { by, direction } in query.order.iter().chain([&last]) {
-        let direction = match direction {
-            Direction::Ascending => sea_orm::Order::Asc,
-            Direction::Descending => sea_orm::Order::Desc,
-        };
-        rows = rows.order_by(by.column(), direction);
-    }
-    let rows = rows.limit(query.limit.map(u64::from));
-    let rows = if query.offset == 0 { rows } else { rows.offset(u64::from(query.offset)) };
+    let rows: Select<S::TaskRun> = R::project(S::TaskRun::rows()).filter(condition(&filter));
+    let rows = slice(ordered(rows, &total(&query.order)), query.limit, query.offset);
     store.database.all(operation, read, &rows.into_query()).await
 }
 
@@ -130,7 +122,7 @@ pub(crate) fn check(filter: &RunFilter) -> Result<(), ErrorKind> {
 }
 
 /// The filter as SQL: the one place where a field meets its column.
-fn condition(filter: &RunFilter) -> Condition {
+pub(super) fn condition(filter: &RunFilter) -> Condition {
     let RunFilter {
         ids,
         friendly_ids,
@@ -161,18 +153,14 @@ fn condition(filter: &RunFilter) -> Condition {
         .add_option(equal(RunColumn::RuntimeEnvironmentId, environment.as_ref().map(AsRef::as_ref)))
         .add_option(equal(RunColumn::ProjectId, project.as_ref().map(AsRef::as_ref)))
         .add_option(equal(RunColumn::TaskIdentifier, task_identifier.as_deref()))
-        .add_option(status.as_deref().map(any_status))
+        .add_option(status.as_deref().map(|all| any_label(RunColumn::Status, all, "task_run_status[]")))
         .add_option(equal(RunColumn::BatchId, batch.as_ref().map(AsRef::as_ref)))
         .add_option(equal(RunColumn::ParentTaskRunId, parent.as_ref().map(AsRef::as_ref)))
         .add_option(equal(RunColumn::RootTaskRunId, root.as_ref().map(AsRef::as_ref)))
         .add_option(equal(RunColumn::SpanId, span_id.as_deref()))
         .add_option(equal(RunColumn::IdempotencyKey, idempotency_key.as_deref()))
         .add_option(equal(RunColumn::OneTimeUseToken, one_time_use_token.as_deref()))
-        .add_option(
-            any_tag.as_ref().map(|tags| {
-                RunColumn::RunTags.into_expr().binary(PgBinOper::Overlap, Expr::val(text_array(tags.clone())))
-            }),
-        )
+        .add_option(any_tag.as_deref().map(|tags| overlaps(RunColumn::RunTags, tags)))
         .add_option(equal(RunColumn::Queue, queue.as_deref()))
         .add_option(created_from.map(|from| RunColumn::CreatedAt.gte(stamp_up(from))))
         .add_option(created_before.map(|before| RunColumn::CreatedAt.lt(stamp_up(before))))
@@ -184,8 +172,16 @@ pub(super) fn any_of(column: impl ColumnTrait, values: Vec<String>) -> Expr {
     column.into_expr().eq(PgFunc::any(Expr::val(text_array(values))))
 }
 
-fn any_status(statuses: &[RunStatus]) -> Expr {
-    let labels = statuses.iter().map(|status| status.to_value().value.into_owned()).collect();
-    let labels = Expr::val(text_array(labels)).as_enum("task_run_status[]");
-    RunColumn::Status.into_expr().eq(PgFunc::any(labels))
+/// As [`any_of`], for a column of the enum whose lists have the type `list`.
+pub(super) fn any_label<L>(column: impl ColumnTrait, labels: &[L], list: &'static str) -> Expr
+where
+    L: ActiveEnum<Value = sea_query::Enum>,
+{
+    let labels = labels.iter().map(|label| label.to_value().value.into_owned()).collect();
+    column.into_expr().eq(PgFunc::any(Expr::val(text_array(labels)).as_enum(list)))
+}
+
+/// Whether a list of texts has one of these.
+pub(super) fn overlaps(column: impl ColumnTrait, values: &[String]) -> Expr {
+    column.into_expr().binary(PgBinOper::Overlap, Expr::val(text_array(values.to_vec())))
 }

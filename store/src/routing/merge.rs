@@ -2,11 +2,12 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::find::FindRuns;
+use crate::find::Order;
 use crate::ids::WaitpointId;
 use crate::lifecycle::in_order;
 use crate::model::Edge;
-use crate::projection::{Projection, compare};
+use crate::pages::{Copied, Cursor, Page};
+use crate::projection::{Listed, compare};
 use crate::snapshots::{CompletedLinks, Presence};
 use crate::transitions::BatchExpiry;
 
@@ -15,15 +16,74 @@ pub(super) fn first<T>(answers: Vec<Option<T>>) -> Option<T> {
     answers.into_iter().flatten().next()
 }
 
-/// The page asked for, out of the leading rows of every database.
+/// The rows asked for, out of the leading rows of every database.
 ///
-/// Answers come in the order of precedence: of two rows with one id the earlier one stays.
-pub(super) fn page<P: Projection>(query: &FindRuns, answers: Vec<Vec<P>>) -> Vec<P> {
-    let mut seen = HashSet::new();
-    let mut rows: Vec<P> = answers.into_iter().flatten().filter(|row| seen.insert(row.id().to_owned())).collect();
-    rows.sort_by(|left, right| compare(&query.order, left, right));
-    let limit = query.limit.map_or(usize::MAX, |limit| limit as usize);
-    rows.into_iter().skip(query.offset as usize).take(limit).collect()
+/// Answers come in the order of precedence: of two rows with one id, or one name, the earlier one stays.
+pub(super) fn slice<R: Listed>(
+    order: &[Order<R::By>],
+    limit: Option<u32>,
+    offset: u32,
+    answers: Vec<Vec<R>>,
+) -> Vec<R> {
+    let limit = limit.map_or(usize::MAX, |limit| limit as usize);
+    in_one(order, answers).into_iter().skip(offset as usize).take(limit).map(|ranked| ranked.row).collect()
+}
+
+/// A row, and the place of its database in the order of precedence.
+struct Ranked<R> {
+    rank: usize,
+    row: R,
+}
+
+fn in_one<R: Listed>(order: &[Order<R::By>], answers: Vec<Vec<R>>) -> Vec<Ranked<R>> {
+    let (mut ids, mut names) = (HashSet::new(), HashSet::new());
+    let ranked =
+        answers.into_iter().enumerate().flat_map(|(rank, rows)| rows.into_iter().map(move |row| Ranked { rank, row }));
+    let mut rows: Vec<Ranked<R>> = ranked
+        .filter(|Ranked { row, .. }| ids.insert(row.id().to_owned()) & names.insert(row.name().to_owned()))
+        .collect();
+    rows.sort_by(|left, right| compare(order, &left.row, &right.row));
+    rows
+}
+
+/// A page out of the pages of several databases, while it is being made.
+pub(super) struct Merged<R> {
+    rows: Vec<Ranked<R>>,
+    next: Option<Cursor>,
+}
+
+impl<R: Listed> Merged<R> {
+    /// The first rows of all pages, which begin at one place and come in the order of precedence.
+    ///
+    /// What a page does not show comes after all that it shows, so no row that is not at hand belongs before one that
+    /// is kept.
+    pub(super) fn new(order: &[Order<R::By>], limit: usize, pages: Vec<Page<R>>) -> Self {
+        let goes_on = pages.iter().any(|page| page.next.is_some());
+        let mut rows = in_one(order, pages.into_iter().map(|page| page.rows).collect());
+        let goes_on = goes_on || rows.len() > limit;
+        rows.truncate(limit);
+        let next = rows.last().filter(|_| goes_on).map(|last| Cursor::at(order, &last.row));
+        Self { rows, next }
+    }
+
+    /// Ids and names of the rows that give way to copies in the database of this rank.
+    pub(super) fn below(&self, rank: usize) -> (Vec<String>, Vec<String>) {
+        let below = self.rows.iter().filter(|ranked| ranked.rank > rank);
+        below.map(|Ranked { row, .. }| (row.id().to_owned(), row.name().to_owned())).unzip()
+    }
+
+    /// Takes out the rows of which the database of this rank has copies.
+    pub(super) fn give_way(&mut self, rank: usize, copies: &[Copied]) {
+        let ids: HashSet<&str> = copies.iter().map(|copy| copy.id.as_str()).collect();
+        let names: HashSet<&str> = copies.iter().map(|copy| copy.name.as_str()).collect();
+        self.rows.retain(|ranked| {
+            ranked.rank <= rank || !(ids.contains(ranked.row.id()) || names.contains(ranked.row.name()))
+        });
+    }
+
+    pub(super) fn into_page(self) -> Page<R> {
+        Page { rows: self.rows.into_iter().map(|ranked| ranked.row).collect(), next: self.next }
+    }
 }
 
 /// All that was expired, everywhere.

@@ -10,6 +10,7 @@ mod claims;
 mod edges;
 mod fields;
 mod keys;
+mod lists;
 mod merge;
 mod relations;
 mod route;

@@ -13,6 +13,7 @@ use crate::find::{FindRuns, RunFilter, RunLookup};
 use crate::ids::RunId;
 use crate::model::{Run, RunSummary};
 use crate::postgres::{check, within};
+use crate::projection::total;
 use crate::read::Read;
 use crate::residency::Residency;
 use crate::runs::Runs;
@@ -66,14 +67,14 @@ impl Runs for RoutingRunStore {
         check(&query.filter).map_err(|kind| StoreError::new("find_runs", None, kind))?;
         let queries = route::queries(query);
         let asked = self.legs_of(&queries).map(|(leg, query)| leg.store.find_runs(query, read));
-        Ok(merge::page(query, try_join_all(asked).await?))
+        Ok(merge::slice(&total(&query.order), query.limit, query.offset, try_join_all(asked).await?))
     }
 
     async fn find_run_summaries(&self, query: &FindRuns, read: Read) -> Result<Vec<RunSummary>> {
         check(&query.filter).map_err(|kind| StoreError::new("find_run_summaries", None, kind))?;
         let queries = route::queries(query);
         let asked = self.legs_of(&queries).map(|(leg, query)| leg.store.find_run_summaries(query, read));
-        Ok(merge::page(query, try_join_all(asked).await?))
+        Ok(merge::slice(&total(&query.order), query.limit, query.offset, try_join_all(asked).await?))
     }
 
     async fn find_runs_by_ids(&self, ids: &[RunId], read: Read) -> Result<HashMap<RunId, Run>> {
