@@ -107,6 +107,14 @@ impl Database {
         }
     }
 
+    /// As [`Database::write`], not decoded, for a statement given as text.
+    pub(crate) async fn write_rows(&self, operation: &'static str, statement: Statement) -> Result<Vec<QueryResult>> {
+        match self.primary.query_all_raw(statement).await {
+            Ok(rows) => Ok(rows),
+            Err(error) => Err(self.failed_write(operation, Phase::Committing, &error).await),
+        }
+    }
+
     /// Begins a transaction on the primary. Dropping it rolls it back.
     ///
     /// It is begun in a task of its own, which a caller that is dropped meanwhile does not interrupt: the driver takes a
