@@ -21,9 +21,10 @@
 //! A run is *live* for a key while its row has the key. Rows get their key at birth, and lose it when it is cleared.
 //!
 //! 1. A run is created under a claim only with the id that the claim named when its creator took it.
-//! 2. A claim that names `r` is pointed at another id only after a fence for `r` was written **and then** `r` was found
-//!    without the key: it was never created and never will be, or it was created and has lost the key for good. A claim
-//!    is deleted only after its run was created and cleared.
+//! 2. A claim that names `r` is pointed at another id only if `r` can never be live again: `r` was fenced **and then** found
+//!    without the key (it was never created and never will be, or it was created and has lost the key for good), or it was
+//!    buried because a run from before claims has the key; or the claim was resolved, so that `r` had been created, and
+//!    `r` has lost the key. A claim is deleted only after its run was created and cleared. All of it is compare-and-set.
 //! 3. So whenever a claim names `r`, or there is no claim, every id that was named before is without the key and can never
 //!    get it. At most `r` is live.
 //! 4. Whoever holds the claim looks both databases up, on their primaries, before it creates: a run that has the key

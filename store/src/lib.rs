@@ -66,11 +66,13 @@ pub mod waitpoints;
 pub use attempts::Attempts;
 pub use batches::Batches;
 pub use checkpoints::Checkpoints;
-pub use claims::Claims;
+pub use claims::{
+    Claim, ClaimChange, ClaimKey, ClaimMark, ClaimOwner, ClaimPolicy, Claims, Fence, claim_home,
+};
 pub use clock::{Clock, SystemClock};
 pub use create::{
-    CreateCancelledRun, CreateFailedRun, CreateRun, CreateRunOutcome, CreatedRun, Environment, Idempotency, NewRun,
-    Parent, Payload, Schedule, SnapshotDetails, Start, Trace, Version,
+    CreateCancelledRun, CreateFailedRun, CreateRun, CreateRunOutcome, CreatedRun, Creation, Environment, Idempotency,
+    KeyScope, NewRun, Parent, Payload, Schedule, SnapshotDetails, Start, Trace, Version,
 };
 pub use edges::Edges;
 pub use error::{Change, CursorFault, Entity, ErrorKind, InputProblem, SqlState, StoreError};
@@ -83,7 +85,7 @@ pub use ids::{
     KsuidError, OrganizationId, ProjectId, QueueId, RunFriendlyId, RunId, RunKey, SnapshotId, UnroutedRunFriendlyId,
     WaitpointId, WaitpointTagId, WorkerId, WorkerTaskId,
 };
-pub use keys::IdempotencyKeys;
+pub use keys::{ClearIdempotencyKey, ClearedKey, IdempotencyKeys, KeyedRun};
 pub use lifecycle::{Effect, Entry, Event, HookFailure, Job, Operation, Transition, TransitionHook, WaitpointOutput};
 pub use model::{
     Attempt, AttemptStatus, Batch, BatchError, BatchItem, BatchItemStatus, BatchRow, BatchStatus, Checkpoint,

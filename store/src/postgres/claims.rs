@@ -43,10 +43,18 @@ WHERE environment_id = $1 AND task_identifier = $2 AND idempotency_key = $3 AND 
 RETURNING 1";
 
 /// Deletes claims that name the runs given with them.
-const DELETE: &str = "DELETE FROM idempotency_claim AS claim
-USING unnest($1::text[], $2::text[], $3::text[], $4::text[]) AS cleared (environment, task, key, run)
-WHERE claim.environment_id = cleared.environment AND claim.task_identifier = cleared.task
-    AND claim.idempotency_key = cleared.key AND claim.run_id = cleared.run
+///
+/// They are locked in the order of their keys, so that two calls cannot wait for each other.
+const DELETE: &str = "WITH named AS (
+    SELECT claim.environment_id, claim.task_identifier, claim.idempotency_key
+    FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) AS cleared (environment, task, key, run)
+    JOIN idempotency_claim AS claim ON claim.environment_id = cleared.environment
+        AND claim.task_identifier = cleared.task AND claim.idempotency_key = cleared.key AND claim.run_id = cleared.run
+    ORDER BY 1, 2, 3 FOR UPDATE OF claim
+)
+DELETE FROM idempotency_claim AS claim USING named
+WHERE (claim.environment_id, claim.task_identifier, claim.idempotency_key)
+    = (named.environment_id, named.task_identifier, named.idempotency_key)
 RETURNING 1";
 
 /// Writes a tombstone unless there is a fence. The update changes nothing; it makes the statement wait for whoever is

@@ -12,6 +12,7 @@ use crate::claims::ClaimKey;
 use crate::error::{ErrorKind, Result, StoreError};
 use crate::ids::{EnvironmentId, RunId, RunKey};
 use crate::keys::{ClearIdempotencyKey, ClearedKey, IdempotencyKeys, KeyedRun};
+use crate::model::Run;
 use crate::read::Read;
 use crate::residency::Routable;
 
@@ -154,6 +155,20 @@ fn cleared(row: &QueryResult) -> Result<ClearedKey, DbErr> {
 fn parsed<T: std::str::FromStr>(text: String) -> Result<T, DbErr> {
     // Its text is not repeated.
     text.parse().map_err(|_| DbErr::Type(String::new()))
+}
+
+/// The run that has the key of `run`, whose environment and task are `run`'s too.
+pub(super) async fn holder<S: Schema>(
+    operation: &'static str,
+    store: &PgRunStore<S>,
+    run: &Run,
+) -> Result<Option<RunId>> {
+    let Some(key) = &run.idempotency_key else { return Ok(None) };
+    let keys = text_array(vec![key.clone()]);
+    let values = [run.runtime_environment_id.as_str().into(), run.task_identifier.as_str().into(), keys];
+    let rows = store.database.rows(operation, Read::Primary, statement(FIND, values)).await?;
+    let found = rows.first().map(keyed).transpose();
+    Ok(found.map_err(|error| store.database.decode_error(operation, &error))?.map(|found| found.run))
 }
 
 /// What can be said against a list of keys before any SQL is sent.

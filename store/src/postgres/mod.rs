@@ -30,7 +30,7 @@ use async_trait::async_trait;
 use sea_orm::{ExecResult, StatementBuilder};
 
 use crate::clock::{Clock, SystemClock};
-use crate::create::{CreateCancelledRun, CreateFailedRun, CreateRun, CreateRunOutcome};
+use crate::create::{CreateCancelledRun, CreateFailedRun, CreateRun, CreateRunOutcome, Creation};
 use crate::error::{Entity, ErrorKind, Result, StoreError};
 use crate::find::{FindRuns, RunFilter, RunLookup};
 use crate::ids::RunId;
@@ -44,10 +44,13 @@ use crate::transitions::{
     LockRunToWorker, StartAttempt, Transitions,
 };
 
+pub(crate) use create::check_creation;
 pub(crate) use database::Database;
+use create::Fenced;
 use database::Unit;
 pub(crate) use finds::check;
 pub(crate) use input::within;
+pub(crate) use keys::{check_clearing, check_keys, distinct};
 pub use schema::{ControlPlane, Pair, RunOps, Schema, Twin};
 use transition::Texts;
 
@@ -125,15 +128,15 @@ impl<S: Schema> Runs for PgRunStore<S> {
     }
 
     async fn create_run(&self, input: CreateRun) -> Result<CreateRunOutcome> {
-        create::create_run(self, input).await
+        create::create(self, Creation::Triggered(Box::new(input)), Fenced::No).await
     }
 
     async fn create_cancelled_run(&self, input: CreateCancelledRun) -> Result<CreateRunOutcome> {
-        create::create_cancelled_run(self, input).await
+        create::create(self, Creation::Cancelled(Box::new(input)), Fenced::No).await
     }
 
     async fn create_failed_run(&self, input: CreateFailedRun) -> Result<CreateRunOutcome> {
-        create::create_failed_run(self, input).await
+        create::create(self, Creation::Failed(Box::new(input)), Fenced::No).await
     }
 
     async fn find_run(&self, lookup: RunLookup, read: Read) -> Result<Option<Run>> {
