@@ -210,13 +210,8 @@ pub trait Claims: Send + Sync {
     ///
     /// To name another run is right only if the one of `from` was [fenced](Claims::fence_run) and has not got the key.
     /// Statements: one.
-    async fn change_claim(
-        &self,
-        key: &ClaimKey,
-        from: &ClaimMark,
-        to: &ClaimMark,
-        change: ClaimChange,
-    ) -> Result<bool>;
+    async fn change_claim(&self, key: &ClaimKey, from: &ClaimMark, to: &ClaimMark, change: ClaimChange)
+    -> Result<bool>;
 
     /// Deletes the claims of keys that the named runs had and that were cleared. Returns how many there were.
     ///
@@ -260,9 +255,8 @@ mod tests {
             assert_eq!(claim_home(&key(environment, task, text)), home, "{environment} {task} {text}");
         }
         // Where one text ends and the next begins counts.
-        let differ = (0..64).any(|n| {
-            claim_home(&key("e", &format!("t{n}"), "k")) != claim_home(&key("e", "t", &format!("{n}k")))
-        });
+        let differ = (0..64)
+            .any(|n| claim_home(&key("e", &format!("t{n}"), "k")) != claim_home(&key("e", "t", &format!("{n}k"))));
         assert!(differ, "the texts are hashed as if they were one");
     }
 

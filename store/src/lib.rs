@@ -66,9 +66,7 @@ pub mod waitpoints;
 pub use attempts::Attempts;
 pub use batches::Batches;
 pub use checkpoints::Checkpoints;
-pub use claims::{
-    Claim, ClaimChange, ClaimKey, ClaimMark, ClaimOwner, ClaimPolicy, Claims, Fence, claim_home,
-};
+pub use claims::{Claim, ClaimChange, ClaimKey, ClaimMark, ClaimOwner, ClaimPolicy, Claims, Fence, claim_home};
 pub use clock::{Clock, SystemClock};
 pub use create::{
     CreateCancelledRun, CreateFailedRun, CreateRun, CreateRunOutcome, CreatedRun, Creation, Environment, Idempotency,

@@ -34,10 +34,6 @@ fn idempotency_claim() -> Table {
 fn run_fence() -> Table {
     Table::new(
         "run_fence",
-        [
-            key_text("run_id").primary(),
-            enumeration("kind", "run_fence_kind"),
-            timestamp("created_at").default_now(),
-        ],
+        [key_text("run_id").primary(), enumeration("kind", "run_fence_kind"), timestamp("created_at").default_now()],
     )
 }

@@ -114,7 +114,8 @@ impl<S: Schema> Claims for PgRunStore<S> {
         if cleared.is_empty() {
             return Ok(0);
         }
-        let column = |text: fn(&(ClaimKey, RunId)) -> &str| text_array(cleared.iter().map(text).map(str::to_owned).collect());
+        let column =
+            |text: fn(&(ClaimKey, RunId)) -> &str| text_array(cleared.iter().map(text).map(str::to_owned).collect());
         let values = [
             column(|(key, _)| key.environment.as_str()),
             column(|(key, _)| &key.task_identifier),

@@ -44,9 +44,9 @@ use crate::transitions::{
     LockRunToWorker, StartAttempt, Transitions,
 };
 
+use create::Fenced;
 pub(crate) use create::check_creation;
 pub(crate) use database::Database;
-use create::Fenced;
 use database::Unit;
 pub(crate) use finds::check;
 pub(crate) use input::within;
