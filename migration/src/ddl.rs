@@ -166,7 +166,9 @@ impl Table {
             statement.col(column.definition());
         }
         let mut key = IndexStatement::create();
-        self.columns.iter().filter(|column| column.primary).for_each(|column| drop(key.col(column.name)));
+        for column in self.columns.iter().filter(|column| column.primary) {
+            key.col(column.name);
+        }
         if self.columns.iter().any(|column| column.primary) {
             statement.primary_key(&mut key);
         }
