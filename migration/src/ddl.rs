@@ -27,7 +27,8 @@ impl Column {
         Self { name, kind, bytewise: false, nullable: false, primary: false, default: None }
     }
 
-    /// The column is the table's primary key; the constraint gets PostgreSQL's own name, `<table>_pkey`.
+    /// The column is the table's primary key, or one of its columns if several say so; the constraint gets PostgreSQL's own
+    /// name, `<table>_pkey`.
     pub(crate) fn primary(mut self) -> Self {
         self.primary = true;
         self
@@ -60,9 +61,6 @@ impl Column {
         let mut definition = ColumnDef::new_with_type(self.name, self.kind.clone());
         if self.bytewise {
             definition.extra("COLLATE \"C\"");
-        }
-        if self.primary {
-            definition.primary_key();
         }
         if !self.nullable {
             definition.not_null();
@@ -166,6 +164,13 @@ impl Table {
         statement.table(self.name);
         for column in &self.columns {
             statement.col(column.definition());
+        }
+        let mut key = IndexStatement::create();
+        for column in self.columns.iter().filter(|column| column.primary) {
+            key.col(column.name);
+        }
+        if self.columns.iter().any(|column| column.primary) {
+            statement.primary_key(&mut key);
         }
         for (name, condition) in &self.checks {
             statement.check(Check::named(name.into_iden(), Expr::cust(*condition)));

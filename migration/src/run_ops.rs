@@ -15,7 +15,9 @@ pub(crate) fn migrations() -> Vec<Migration> {
         Migration::new("m0004_waitpoint_link_tables", Change::CreateTables(waitpoint_link_tables())),
         Migration::new("m0005_shared_foreign_keys", Change::AddForeignKeys(shared::FOREIGN_KEYS)),
         Migration::new("m0006_task_run_foreign_keys", Change::AddForeignKeys(TASK_RUN_FOREIGN_KEYS)),
-        Migration::compatible("m0007_list_indexes", Change::CreateIndexes(shared::list_indexes())),
+        Migration::compatible("m0007_claim_enum_types", Change::CreateEnums(shared::CLAIM_ENUMS)),
+        Migration::compatible("m0008_claim_tables", Change::CreateTables(shared::claim_tables())),
+        Migration::compatible("m0009_list_indexes", Change::CreateIndexes(shared::list_indexes())),
     ]
 }
 

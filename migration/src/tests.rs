@@ -177,9 +177,9 @@ fn a_key_that_sets_null_is_on_a_nullable_column() {
 fn the_run_ops_schema_has_the_agreed_size() {
     let tables = run_ops_tables();
     let count = |pick: fn(&Table) -> usize| tables.iter().map(pick).sum::<usize>();
-    assert_eq!(tables.len(), 16, "tables");
-    assert_eq!(count(|table| table.columns.len()), 259, "columns");
-    assert_eq!(enums(Schema::RunOps).len(), 12, "enum types");
+    assert_eq!(tables.len(), 18, "tables");
+    assert_eq!(count(|table| table.columns.len()), 271, "columns");
+    assert_eq!(enums(Schema::RunOps).len(), 14, "enum types");
     assert_eq!(foreign_keys(Schema::RunOps).1.len(), 22, "foreign keys");
     assert_eq!(count(|table| table.indexes.len()), 57, "indexes besides the primary keys");
     assert_eq!(count(|table| table.indexes.iter().filter(|index| index.unique).count()), 25, "unique indexes");
@@ -188,9 +188,9 @@ fn the_run_ops_schema_has_the_agreed_size() {
 #[test]
 fn the_control_plane_has_the_agreed_size() {
     let control_plane = tables(Schema::ControlPlane);
-    // Thirteen of its own, fourteen shared, two pair tables of the run graph, the identity table.
-    assert_eq!(control_plane.len(), 13 + 14 + 2 + 1, "tables");
-    assert_eq!(enums(Schema::ControlPlane).len(), 12 + 9, "enum types");
+    // Thirteen of its own, sixteen shared, two pair tables of the run graph, the identity table.
+    assert_eq!(control_plane.len(), 13 + 16 + 2 + 1, "tables");
+    assert_eq!(enums(Schema::ControlPlane).len(), 14 + 9, "enum types");
     let run_tables: BTreeSet<&str> = shared::tables(Schema::ControlPlane)
         .iter()
         .map(|table| table.name)

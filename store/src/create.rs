@@ -6,7 +6,7 @@ use serde_json::Value as Json;
 use crate::ids::{
     BatchId, EnvironmentId, OrganizationId, ProjectId, QueueId, RunFriendlyId, RunId, SnapshotId, WaitpointId, WorkerId,
 };
-use crate::lifecycle::Transition;
+use crate::lifecycle::{Operation, Transition};
 use crate::model::{EnvironmentType, Run, Waitpoint};
 
 /// What a new run consists of, whichever way it is born. [`NewRun::new`] fills what must be given; the rest has the
@@ -201,12 +201,38 @@ pub struct Trace {
 /// A key that makes repeated triggers one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Idempotency {
-    /// The key, usually hashed before it gets here. Unique for environment and task, in each database.
+    /// The key, usually hashed before it gets here. Unique for environment and task.
     pub key: String,
+    /// From where the same key can come again.
+    pub scope: KeyScope,
     /// When it stops to count.
     pub expires_at: Option<DateTime<Utc>>,
     /// What the user gave: key and scope.
     pub options: Option<Json>,
+}
+
+impl Idempotency {
+    /// A key of global scope that counts until it is cleared.
+    #[must_use]
+    pub fn new(key: impl Into<String>) -> Self {
+        Self { key: key.into(), scope: KeyScope::Global, expires_at: None, options: None }
+    }
+}
+
+/// From where the same idempotency key can come again, and so whether it has to be kept unique over all databases.
+///
+/// A trigger that does not say counts as [`Global`](KeyScope::Global).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum KeyScope {
+    /// From anywhere: from runs of either database, and from outside. Over two databases such a key is claimed before a
+    /// run is created with it.
+    #[default]
+    Global,
+    /// From one run only: the key is made of the run's id, too. Children live beside their parent, so both triggers reach
+    /// the same database, whose unique key decides. Nothing is claimed.
+    Run,
+    /// From one attempt of one run only; as [`Run`](KeyScope::Run).
+    Attempt,
 }
 
 /// The place of a run in its tree. Parent and root live in the run's own database.
@@ -325,6 +351,48 @@ pub struct CreateFailedRun {
     pub waitpoint: Option<WaitpointId>,
 }
 
+/// One of the three ways in which a run comes into existence, with its input.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Creation {
+    /// Triggered: see [`Runs::create_run`](crate::Runs::create_run).
+    Triggered(Box<CreateRun>),
+    /// Cancelled while it was buffered: see [`Runs::create_cancelled_run`](crate::Runs::create_cancelled_run).
+    Cancelled(Box<CreateCancelledRun>),
+    /// Failed before it could be created: see [`Runs::create_failed_run`](crate::Runs::create_failed_run).
+    Failed(Box<CreateFailedRun>),
+}
+
+impl Creation {
+    /// The run that is to be created.
+    #[must_use]
+    pub fn run(&self) -> &NewRun {
+        match self {
+            Creation::Triggered(input) => &input.run,
+            Creation::Cancelled(input) => &input.run,
+            Creation::Failed(input) => &input.run,
+        }
+    }
+
+    /// The same with another id for the run.
+    #[must_use]
+    pub(crate) fn with_id(mut self, id: RunId) -> Self {
+        match &mut self {
+            Creation::Triggered(input) => input.run.id = id,
+            Creation::Cancelled(input) => input.run.id = id,
+            Creation::Failed(input) => input.run.id = id,
+        }
+        self
+    }
+
+    pub(crate) fn operation(&self) -> Operation {
+        match self {
+            Creation::Triggered(_) => Operation::CreateRun,
+            Creation::Cancelled(_) => Operation::CreateCancelledRun,
+            Creation::Failed(_) => Operation::CreateFailedRun,
+        }
+    }
+}
+
 /// A run that was just created.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CreatedRun {
@@ -340,9 +408,13 @@ pub struct CreatedRun {
 pub enum CreateRunOutcome {
     /// The run exists now.
     Created(Box<Transition<CreatedRun>>),
-    /// Another run of this environment and task has the idempotency key: read that one, on the primary. Nothing was
-    /// written.
-    IdempotencyKeyTaken,
+    /// A run of this environment and task has the idempotency key. Nothing was written.
+    ///
+    /// It may be the very run that was to be created: an earlier call has created it.
+    IdempotencyKeyTaken {
+        /// That run; read it on the primary. `None` if its key was cleared in the meantime, and the create may be repeated.
+        winner: Option<RunId>,
+    },
     /// The one-time token has triggered another run. Nothing was written.
     OneTimeTokenUsed,
 }
@@ -353,7 +425,7 @@ impl CreateRunOutcome {
     pub fn created(self) -> Option<Transition<CreatedRun>> {
         match self {
             CreateRunOutcome::Created(transition) => Some(*transition),
-            CreateRunOutcome::IdempotencyKeyTaken | CreateRunOutcome::OneTimeTokenUsed => None,
+            CreateRunOutcome::IdempotencyKeyTaken { .. } | CreateRunOutcome::OneTimeTokenUsed => None,
         }
     }
 }

@@ -433,6 +433,13 @@ impl StoreError {
         self
     }
 
+    /// Says that nothing came of what the operation was to do, although one of its preparations may have been made.
+    #[must_use]
+    pub(crate) fn before_the_change(mut self) -> Self {
+        self.0.change = Change::NotApplied;
+        self
+    }
+
     /// Replaces the kind by what it means for the operation at hand.
     #[must_use]
     pub(crate) fn with_kind(mut self, kind: ErrorKind) -> Self {

@@ -66,19 +66,23 @@ pub mod units;
 pub mod waiting;
 pub mod waitpoints;
 
+pub use attempts::Attempts;
 pub use attempts::{AttemptFilter, Attempts};
+pub use batches::Batches;
 pub use batches::{
     AbortBatch, BatchAbort, BatchCompletion, BatchFilter, BatchIdempotencyKey, BatchItemFilter, BatchItemUpdate,
     BatchResults, BatchUpdate, BatchVersion, Batches, CreateBatchErrorOutcome, CreateBatchItemOutcome,
     CreateBatchOutcome, EndedBatch, ItemsOf, KeepBatch, NewBatch, NewBatchError, NewBatchItem, RunFailure, RunOutcome,
     RunResult,
 };
+pub use checkpoints::Checkpoints;
 pub use checkpoints::{Checkpoints, NewCheckpoint};
 pub use claims::Claims;
+pub use claims::{Claim, ClaimChange, ClaimKey, ClaimMark, ClaimOwner, ClaimPolicy, Claims, Fence, claim_home};
 pub use clock::{Clock, SystemClock};
 pub use create::{
-    CreateCancelledRun, CreateFailedRun, CreateRun, CreateRunOutcome, CreatedRun, Environment, Idempotency, NewRun,
-    Parent, Payload, Schedule, SnapshotDetails, Start, Trace, Version,
+    CreateCancelledRun, CreateFailedRun, CreateRun, CreateRunOutcome, CreatedRun, Creation, Environment, Idempotency,
+    KeyScope, NewRun, Parent, Payload, Schedule, SnapshotDetails, Start, Trace, Version,
 };
 pub use edges::{BlockRun, EdgeFilter, EdgeWithWaitpoint, Edges, NewEdges};
 pub use error::{Change, CursorFault, Entity, ErrorKind, InputProblem, SqlState, StoreError};
@@ -91,7 +95,7 @@ pub use ids::{
     EnvironmentId, Home, KsuidError, OrganizationId, ProjectId, QueueId, RunFriendlyId, RunId, RunKey, SnapshotId,
     UnroutedBatchFriendlyId, UnroutedRunFriendlyId, WaitpointId, WaitpointTagId, WorkerId, WorkerTaskId,
 };
-pub use keys::IdempotencyKeys;
+pub use keys::{ClearIdempotencyKey, ClearedKey, IdempotencyKeys, KeyedRun};
 pub use lifecycle::{Effect, Entry, Event, HookFailure, Job, Operation, Transition, TransitionHook, WaitpointOutput};
 pub use model::{
     Attempt, AttemptStatus, Batch, BatchError, BatchItem, BatchItemStatus, BatchRow, BatchStatus, BatchSummary,

@@ -33,11 +33,21 @@ pub trait Runs: Send + Sync {
     /// Brings a triggered run into existence: run, first snapshot and, if asked for, the waitpoint that its parent will
     /// wait for, in one statement.
     ///
-    /// Routing: the shape of `run.id`. Transaction: one statement, one round trip.
+    /// Routing: the shape of `run.id`. Transaction: one statement, one round trip; one more statement, a read, if the
+    /// idempotency key is taken.
+    ///
+    /// **Over several databases, with a key of [global scope](crate::KeyScope)**, the key is [claimed](crate::claims) first,
+    /// so that it has one live run in all of them: five statements in four round trips (claim, look-up in both databases,
+    /// create, resolve); two where the key is taken already. Such a create needs every database, and waits for another one
+    /// of the same key as the [policy](crate::ClaimPolicy) says. If that one died before its run was created, this one
+    /// creates *its* run id, if that belongs to the database of `run.id`: take the id from the outcome. A create that
+    /// failed in any way is repeated as it is, and finds its own run if that was created after all.
+    ///
     /// Effects: publish (queued) or arm the delay (delayed); events.
     /// Errors: `InvalidInput`; `WrongStore` on a store that is not the id's; `CrossStoreReference` if parent, root or
     /// batch belong to another database; `ForeignKeyViolation` if they do not exist (run-ops only, the control plane has
-    /// no such keys); `UniqueViolation` for an id that exists. A taken idempotency key or one-time token is an outcome.
+    /// no such keys); `UniqueViolation` for an id that exists and has not got the key; `ClaimUnavailable` if another create
+    /// of the key did not end in time. A taken idempotency key or one-time token is an outcome.
     async fn create_run(&self, input: CreateRun) -> Result<CreateRunOutcome>;
 
     /// Records a run that was cancelled while it was still buffered outside the database: run and `FINISHED` snapshot.

@@ -14,6 +14,7 @@ use sea_orm::sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sea_orm::sqlx::{self, ConnectOptions, Connection, PgConnection, PgPool, Row};
 
 use crate::RunStore;
+use crate::claims::ClaimPolicy;
 use crate::clock::{Clock, SystemClock};
 use crate::error::{ErrorKind, SqlState, classify_sqlx};
 use crate::generated::schema_version::{CONTROL_PLANE_SCHEMA_VERSION, RUN_OPS_SCHEMA_VERSION};
@@ -37,6 +38,8 @@ pub struct Config {
     pub clock: Arc<dyn Clock>,
     /// Takes part in every transaction that changes a run, in either database; none if absent.
     pub hook: Option<Arc<dyn TransitionHook>>,
+    /// How idempotency keys are claimed over two databases.
+    pub claims: ClaimPolicy,
 }
 
 /// One database.
@@ -136,7 +139,8 @@ impl Config {
     /// All runs in one database.
     #[must_use]
     pub fn single(control_plane: DatabaseConfig) -> Self {
-        Self { control_plane, run_ops: None, clock: Arc::new(SystemClock), hook: None }
+        let (clock, claims) = (Arc::new(SystemClock), ClaimPolicy::default());
+        Self { control_plane, run_ops: None, clock, hook: None, claims }
     }
 
     /// Runs in two databases.
@@ -329,7 +333,7 @@ pub async fn connect(config: &Config) -> Result<Arc<dyn RunStore>, TopologyError
         (Residency::ControlPlane, Arc::new(control_plane.configured(config))),
         (Residency::RunOps, Arc::new(run_ops.configured(config))),
     ];
-    Ok(Arc::new(RoutingRunStore::new(Policy::DEFAULT, members)?))
+    Ok(Arc::new(RoutingRunStore::new(Policy::DEFAULT, members)?.with_claim_policy(config.claims)))
 }
 
 impl<S: Schema> PgRunStore<S> {

@@ -11,7 +11,7 @@ use sea_orm::{ActiveEnum, ColumnTrait, EntityTrait, QueryFilter, QueryOrder};
 use serde_json::json;
 use store::{
     BatchId, CancelRun, Clock, CompleteAttemptSuccess, Config, CreateRun, CreateRunOutcome, CreatedRun, DatabaseConfig,
-    Environment, EnvironmentType, ExecutionStatus, ExpireRun, FailRunPermanently, FailedStatus, Idempotency,
+    Environment, EnvironmentType, ExecutionStatus, ExpireRun, FailRunPermanently, FailedStatus, Idempotency, KeyScope,
     LockRunToWorker, NewRun, Parent, Payload, Read, Residency, Run, RunId, RunStatus, RunStore, Schedule, Snapshot,
     SnapshotDetails, SnapshotId, StartAttempt, Token, Trace, Transition, Usage, Version, Waitpoint, WaitpointId,
 };
@@ -252,6 +252,7 @@ impl<'a> Home<'a> {
             annotations: Some(json!(["trigger", { "source": "api", "ключ": "значение" }])),
             idempotency: Some(Idempotency {
                 key: "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef".to_owned(),
+                scope: KeyScope::Global,
                 expires_at: Some(moment(20)),
                 options: Some(json!({ "key": "invoice-17", "scope": "global" })),
             }),

@@ -53,6 +53,14 @@ pub enum EnvironmentPauseSource {
     BillingLimit,
 }
 #[derive(Debug, Clone, PartialEq, Eq, EnumIter, DeriveActiveEnum, Copy, Hash)]
+#[sea_orm(rs_type = "Enum", db_type = "Enum", enum_name = "idempotency_claim_status")]
+pub enum IdempotencyClaimStatus {
+    #[sea_orm(string_value = "CLAIMED")]
+    Claimed,
+    #[sea_orm(string_value = "RESOLVED")]
+    Resolved,
+}
+#[derive(Debug, Clone, PartialEq, Eq, EnumIter, DeriveActiveEnum, Copy, Hash)]
 #[sea_orm(rs_type = "Enum", db_type = "Enum", enum_name = "org_member_role")]
 pub enum OrgMemberRole {
     #[sea_orm(string_value = "ADMIN")]
@@ -67,6 +75,14 @@ pub enum RunEngineVersion {
     V1,
     #[sea_orm(string_value = "V2")]
     V2,
+}
+#[derive(Debug, Clone, PartialEq, Eq, EnumIter, DeriveActiveEnum, Copy, Hash)]
+#[sea_orm(rs_type = "Enum", db_type = "Enum", enum_name = "run_fence_kind")]
+pub enum RunFenceKind {
+    #[sea_orm(string_value = "CREATED")]
+    Created,
+    #[sea_orm(string_value = "TOMBSTONE")]
+    Tombstone,
 }
 #[derive(Debug, Clone, PartialEq, Eq, EnumIter, DeriveActiveEnum, Copy, Hash)]
 #[sea_orm(rs_type = "Enum", db_type = "Enum", enum_name = "runtime_environment_type")]

@@ -10,6 +10,8 @@ pub mod batch_task_run_item;
 pub mod checkpoint;
 pub mod checkpoint_restore_event;
 pub mod completed_waitpoint;
+pub mod idempotency_claim;
+pub mod run_fence;
 pub mod sea_orm_active_enums;
 pub mod store_identity;
 pub mod task_run;

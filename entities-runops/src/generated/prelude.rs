@@ -8,6 +8,8 @@ pub use super::batch_task_run_item::Entity as BatchTaskRunItem;
 pub use super::checkpoint::Entity as Checkpoint;
 pub use super::checkpoint_restore_event::Entity as CheckpointRestoreEvent;
 pub use super::completed_waitpoint::Entity as CompletedWaitpoint;
+pub use super::idempotency_claim::Entity as IdempotencyClaim;
+pub use super::run_fence::Entity as RunFence;
 pub use super::store_identity::Entity as StoreIdentity;
 pub use super::task_run::Entity as TaskRun;
 pub use super::task_run_attempt::Entity as TaskRunAttempt;

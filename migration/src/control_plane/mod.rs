@@ -25,6 +25,8 @@ pub(crate) fn migrations() -> Vec<Migration> {
         // A single database can stay before this step; a split cannot. Binaries made for the schema with these keys
         // work without them.
         Migration::compatible("m0011_drop_seam_foreign_keys", Change::DropForeignKeys(run_tables::SEAM_FOREIGN_KEYS)),
-        Migration::compatible("m0012_list_indexes", Change::CreateIndexes(shared::list_indexes())),
+        Migration::compatible("m0012_claim_enum_types", Change::CreateEnums(shared::CLAIM_ENUMS)),
+        Migration::compatible("m0013_claim_tables", Change::CreateTables(shared::claim_tables())),
+        Migration::compatible("m0014_list_indexes", Change::CreateIndexes(shared::list_indexes())),
     ]
 }

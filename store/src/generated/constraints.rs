@@ -151,12 +151,16 @@ pub enum Constraint {
     FkWorkerInstanceGroupOrganizationId,
     /// Foreign key (project_id) of `worker_instance_group`.
     FkWorkerInstanceGroupProjectId,
+    /// Primary key (environment_id, task_identifier, idempotency_key) of `idempotency_claim`.
+    IdempotencyClaimPkey,
     /// Primary key (id) of `org_member`.
     OrgMemberPkey,
     /// Primary key (id) of `organization`.
     OrganizationPkey,
     /// Primary key (id) of `project`.
     ProjectPkey,
+    /// Primary key (run_id) of `run_fence`.
+    RunFencePkey,
     /// Primary key (id) of `runtime_environment`.
     RuntimeEnvironmentPkey,
     /// Primary key (singleton) of `store_identity`.
@@ -371,9 +375,11 @@ impl Constraint {
         Constraint::FkWorkerDeploymentWorkerId,
         Constraint::FkWorkerInstanceGroupOrganizationId,
         Constraint::FkWorkerInstanceGroupProjectId,
+        Constraint::IdempotencyClaimPkey,
         Constraint::OrgMemberPkey,
         Constraint::OrganizationPkey,
         Constraint::ProjectPkey,
+        Constraint::RunFencePkey,
         Constraint::RuntimeEnvironmentPkey,
         Constraint::StoreIdentityPkey,
         Constraint::TaskQueuePkey,
@@ -513,9 +519,11 @@ impl Constraint {
             "fk_worker_deployment_worker_id" => Constraint::FkWorkerDeploymentWorkerId,
             "fk_worker_instance_group_organization_id" => Constraint::FkWorkerInstanceGroupOrganizationId,
             "fk_worker_instance_group_project_id" => Constraint::FkWorkerInstanceGroupProjectId,
+            "idempotency_claim_pkey" => Constraint::IdempotencyClaimPkey,
             "org_member_pkey" => Constraint::OrgMemberPkey,
             "organization_pkey" => Constraint::OrganizationPkey,
             "project_pkey" => Constraint::ProjectPkey,
+            "run_fence_pkey" => Constraint::RunFencePkey,
             "runtime_environment_pkey" => Constraint::RuntimeEnvironmentPkey,
             "store_identity_pkey" => Constraint::StoreIdentityPkey,
             "task_queue_pkey" => Constraint::TaskQueuePkey,
@@ -1140,6 +1148,14 @@ impl Constraint {
                 control_plane: true,
                 run_ops: false,
             },
+            Constraint::IdempotencyClaimPkey => Facts {
+                name: "idempotency_claim_pkey",
+                table: "idempotency_claim",
+                columns: &["environment_id", "task_identifier", "idempotency_key"],
+                kind: ConstraintKind::PrimaryKey,
+                control_plane: true,
+                run_ops: true,
+            },
             Constraint::OrgMemberPkey => Facts {
                 name: "org_member_pkey",
                 table: "org_member",
@@ -1163,6 +1179,14 @@ impl Constraint {
                 kind: ConstraintKind::PrimaryKey,
                 control_plane: true,
                 run_ops: false,
+            },
+            Constraint::RunFencePkey => Facts {
+                name: "run_fence_pkey",
+                table: "run_fence",
+                columns: &["run_id"],
+                kind: ConstraintKind::PrimaryKey,
+                control_plane: true,
+                run_ops: true,
             },
             Constraint::RuntimeEnvironmentPkey => Facts {
                 name: "runtime_environment_pkey",

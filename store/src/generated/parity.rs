@@ -103,6 +103,28 @@ const _: fn(control_plane::sea_orm_active_enums::CheckpointType) -> run_ops::sea
         }
     };
 
+fn idempotency_claim_status(
+    label: run_ops::sea_orm_active_enums::IdempotencyClaimStatus,
+) -> control_plane::sea_orm_active_enums::IdempotencyClaimStatus {
+    use control_plane::sea_orm_active_enums::IdempotencyClaimStatus as ControlPlane;
+    use run_ops::sea_orm_active_enums::IdempotencyClaimStatus as RunOps;
+    match label {
+        RunOps::Claimed => ControlPlane::Claimed,
+        RunOps::Resolved => ControlPlane::Resolved,
+    }
+}
+
+const _: fn(
+    control_plane::sea_orm_active_enums::IdempotencyClaimStatus,
+) -> run_ops::sea_orm_active_enums::IdempotencyClaimStatus = |label| {
+    use control_plane::sea_orm_active_enums::IdempotencyClaimStatus as ControlPlane;
+    use run_ops::sea_orm_active_enums::IdempotencyClaimStatus as RunOps;
+    match label {
+        ControlPlane::Claimed => RunOps::Claimed,
+        ControlPlane::Resolved => RunOps::Resolved,
+    }
+};
+
 fn run_engine_version(
     label: run_ops::sea_orm_active_enums::RunEngineVersion,
 ) -> control_plane::sea_orm_active_enums::RunEngineVersion {
@@ -121,6 +143,27 @@ const _: fn(control_plane::sea_orm_active_enums::RunEngineVersion) -> run_ops::s
         match label {
             ControlPlane::V1 => RunOps::V1,
             ControlPlane::V2 => RunOps::V2,
+        }
+    };
+
+fn run_fence_kind(
+    label: run_ops::sea_orm_active_enums::RunFenceKind,
+) -> control_plane::sea_orm_active_enums::RunFenceKind {
+    use control_plane::sea_orm_active_enums::RunFenceKind as ControlPlane;
+    use run_ops::sea_orm_active_enums::RunFenceKind as RunOps;
+    match label {
+        RunOps::Created => ControlPlane::Created,
+        RunOps::Tombstone => ControlPlane::Tombstone,
+    }
+}
+
+const _: fn(control_plane::sea_orm_active_enums::RunFenceKind) -> run_ops::sea_orm_active_enums::RunFenceKind =
+    |label| {
+        use control_plane::sea_orm_active_enums::RunFenceKind as ControlPlane;
+        use run_ops::sea_orm_active_enums::RunFenceKind as RunOps;
+        match label {
+            ControlPlane::Created => RunOps::Created,
+            ControlPlane::Tombstone => RunOps::Tombstone,
         }
     };
 
@@ -516,6 +559,36 @@ const _: fn(run_ops::checkpoint_restore_event::Model) -> control_plane::checkpoi
         created_at,
         updated_at,
     }
+};
+
+const _: fn(run_ops::idempotency_claim::Model) -> control_plane::idempotency_claim::Model = |row| {
+    let run_ops::idempotency_claim::Model {
+        environment_id,
+        task_identifier,
+        idempotency_key,
+        run_id,
+        owner,
+        lease_until,
+        status,
+        created_at,
+        updated_at,
+    } = row;
+    control_plane::idempotency_claim::Model {
+        environment_id,
+        task_identifier,
+        idempotency_key,
+        run_id,
+        owner,
+        lease_until,
+        status: idempotency_claim_status(status),
+        created_at,
+        updated_at,
+    }
+};
+
+const _: fn(run_ops::run_fence::Model) -> control_plane::run_fence::Model = |row| {
+    let run_ops::run_fence::Model { run_id, kind, created_at } = row;
+    control_plane::run_fence::Model { run_id, kind: run_fence_kind(kind), created_at }
 };
 
 const _: fn(run_ops::task_run::Model) -> control_plane::task_run::Model = |row| {

@@ -6,25 +6,64 @@ use super::PgRunStore;
 use super::input::{
     check_new_run, check_snapshot, first_snapshot, json, optional, present, run_row, run_waitpoint, stamp,
 };
+use super::keys;
 use super::schema::{Schema, Twin};
 use super::transitions::completed;
 use crate::create::{
-    CreateCancelledRun, CreateFailedRun, CreateRun, CreateRunOutcome, CreatedRun, NewRun, SnapshotDetails, Start,
+    CreateCancelledRun, CreateFailedRun, CreateRun, CreateRunOutcome, CreatedRun, Creation, SnapshotDetails, Start,
 };
 use crate::error::{ErrorKind, InputProblem, Result, StoreError};
 use crate::generated::constraints::Constraint;
 use crate::ids::{RunId, SnapshotId};
 use crate::lifecycle::{Effect, Entry, Event, Job, Operation, Transition, WaitpointOutput, in_order};
 use crate::model::{ExecutionStatus, Run, RunStatus, Snapshot, Waitpoint};
+use crate::residency::Residency;
 
-pub(super) async fn create_run<S: Schema>(store: &PgRunStore<S>, input: CreateRun) -> Result<CreateRunOutcome> {
-    let operation = Operation::CreateRun;
-    let CreateRun { run, start, waitpoint, snapshot } = input;
-    check(store, operation, &run, &snapshot)?;
-    if let Start::Parked { reason, .. } = &start {
-        optional("start.reason", Some(reason)).map_err(|kind| store.refuse(operation, kind))?;
+/// Whether a fence is written with the run, as under a claim.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Fenced {
+    Yes,
+    No,
+}
+
+pub(super) async fn create<S: Schema>(
+    store: &PgRunStore<S>,
+    creation: Creation,
+    fenced: Fenced,
+) -> Result<CreateRunOutcome> {
+    check_creation(S::RESIDENCY, &creation).map_err(|kind| store.refuse(creation.operation(), kind))?;
+    match creation {
+        Creation::Triggered(input) => create_run(store, *input, fenced).await,
+        Creation::Cancelled(input) => create_cancelled_run(store, *input, fenced).await,
+        Creation::Failed(input) => create_failed_run(store, *input, fenced).await,
     }
+}
 
+/// Checks everything about a creation in the database `store` that needs no database.
+pub(crate) fn check_creation(store: Residency, creation: &Creation) -> Result<(), ErrorKind> {
+    check_new_run(store, creation.run())?;
+    match creation {
+        Creation::Triggered(input) => {
+            check_snapshot(&input.snapshot)?;
+            match &input.start {
+                Start::Parked { reason, .. } => optional("start.reason", Some(reason)),
+                Start::Queued | Start::Delayed { .. } => Ok(()),
+            }
+        }
+        Creation::Cancelled(input) => {
+            check_snapshot(&input.snapshot)?;
+            json("error", Some(&input.error))
+        }
+        Creation::Failed(input) => {
+            json("error", Some(&input.error))?;
+            let contradiction = ErrorKind::InvalidInput { field: "is_test", problem: InputProblem::Contradiction };
+            if input.run.is_test { Err(contradiction) } else { Ok(()) }
+        }
+    }
+}
+
+async fn create_run<S: Schema>(store: &PgRunStore<S>, input: CreateRun, fenced: Fenced) -> Result<CreateRunOutcome> {
+    let CreateRun { run, start, waitpoint, snapshot } = input;
     let id = run.id;
     let environment = run.environment.clone();
     let now = stamp(store.clock.now());
@@ -56,18 +95,16 @@ pub(super) async fn create_run<S: Schema>(store: &PgRunStore<S>, input: CreateRu
 
     let snapshot = first_snapshot(&row, &environment, state, snapshot, description, now);
     let waitpoint = waitpoint.map(|waitpoint| run_waitpoint(&waitpoint, &row));
-    insert(store, operation, id, Rows { run: row, snapshot: Some(snapshot), waitpoint }, effects).await
+    let rows = Rows { run: row, snapshot: Some(snapshot), waitpoint, fenced };
+    insert(store, Operation::CreateRun, id, rows, effects).await
 }
 
-pub(super) async fn create_cancelled_run<S: Schema>(
+async fn create_cancelled_run<S: Schema>(
     store: &PgRunStore<S>,
     input: CreateCancelledRun,
+    fenced: Fenced,
 ) -> Result<CreateRunOutcome> {
-    let operation = Operation::CreateCancelledRun;
     let CreateCancelledRun { run, error, completed_at, updated_at, snapshot } = input;
-    check(store, operation, &run, &snapshot)?;
-    json("error", Some(&error)).map_err(|kind| store.refuse(operation, kind))?;
-
     let id = run.id;
     let batch = run.batch;
     let environment = run.environment.clone();
@@ -89,22 +126,16 @@ pub(super) async fn create_cancelled_run<S: Schema>(
     );
     let mut effects = vec![Effect::Emit(Event::RunFinished { run: id, status: RunStatus::Canceled })];
     effects.extend(batch.map(|batch| Effect::TryCompleteBatch { batch }));
-    insert(store, operation, id, Rows { run: row, snapshot: Some(snapshot), waitpoint: None }, effects).await
+    let rows = Rows { run: row, snapshot: Some(snapshot), waitpoint: None, fenced };
+    insert(store, Operation::CreateCancelledRun, id, rows, effects).await
 }
 
-pub(super) async fn create_failed_run<S: Schema>(
+async fn create_failed_run<S: Schema>(
     store: &PgRunStore<S>,
     input: CreateFailedRun,
+    fenced: Fenced,
 ) -> Result<CreateRunOutcome> {
-    let operation = Operation::CreateFailedRun;
     let CreateFailedRun { run, error, completed_at, waitpoint } = input;
-    check(store, operation, &run, &SnapshotDetails::default())?;
-    json("error", Some(&error)).map_err(|kind| store.refuse(operation, kind))?;
-    if run.is_test {
-        let kind = ErrorKind::InvalidInput { field: "is_test", problem: InputProblem::Contradiction };
-        return Err(store.refuse(operation, kind));
-    }
-
     let id = run.id;
     let batch = run.batch;
     let mut row = run_row(run, RunStatus::SystemFailure, stamp(store.clock.now()));
@@ -116,7 +147,8 @@ pub(super) async fn create_failed_run<S: Schema>(
     row.completed_at = Some(stamp(completed_at));
 
     let waitpoint = waitpoint.map(|waitpoint| run_waitpoint(&waitpoint, &row));
-    insert(store, operation, id, Rows { run: row, snapshot: None, waitpoint }, effects).await
+    let rows = Rows { run: row, snapshot: None, waitpoint, fenced };
+    insert(store, Operation::CreateFailedRun, id, rows, effects).await
 }
 
 /// The rows that come into existence together.
@@ -124,16 +156,7 @@ struct Rows {
     run: Run,
     snapshot: Option<Snapshot>,
     waitpoint: Option<Waitpoint>,
-}
-
-fn check<S: Schema>(
-    store: &PgRunStore<S>,
-    operation: Operation,
-    run: &NewRun,
-    snapshot: &SnapshotDetails,
-) -> Result<()> {
-    let checked = check_new_run(S::RESIDENCY, run).and_then(|()| check_snapshot(snapshot));
-    checked.map_err(|kind| store.refuse(operation, kind))
+    fenced: Fenced,
 }
 
 /// Writes the rows in one statement. Foreign keys between them are checked when it ends, so their order is free.
@@ -146,8 +169,11 @@ async fn insert<S: Schema>(
     rows: Rows,
     mut effects: Vec<Effect>,
 ) -> Result<CreateRunOutcome> {
-    let Rows { run, snapshot, waitpoint } = rows;
+    let Rows { run, snapshot, waitpoint, fenced } = rows;
     let mut inserts = vec![("run", S::TaskRun::insert_row(run.clone()))];
+    if fenced == Fenced::Yes {
+        inserts.push(("fence", fence(&run)));
+    }
     if let Some(snapshot) = &snapshot {
         inserts.push(("snapshot", S::Snapshot::insert_row(snapshot.clone())));
     }
@@ -163,7 +189,7 @@ async fn insert<S: Schema>(
     }
     in_order(&mut effects);
     if let Err(error) = store.commit(operation.name(), &together(inserts), &mut effects).await {
-        return taken(error);
+        return taken(store, error, &run).await;
     }
     Ok(CreateRunOutcome::Created(Box::new(Transition {
         value: CreatedRun { run, associated_waitpoint: waitpoint },
@@ -183,13 +209,34 @@ fn together(inserts: Vec<(&'static str, InsertStatement)>) -> WithQuery {
     Query::select().expr(Expr::val(1).cast_as("integer")).to_owned().with(with)
 }
 
+/// "A run was made with this id."
+#[expect(clippy::expect_used, reason = "there is a value for each column")]
+fn fence(run: &Run) -> InsertStatement {
+    let mut insert = Query::insert();
+    insert.into_table("run_fence").columns(["run_id", "kind"]);
+    let values = [Expr::val(&run.id), Expr::val("CREATED").as_enum("run_fence_kind")];
+    insert.values(values).expect("two values for two columns");
+    insert
+}
+
 /// Tells the expected clashes from the rest.
-fn taken(error: StoreError) -> Result<CreateRunOutcome> {
-    if *error.kind() == ErrorKind::UniqueViolation(Some(Constraint::UqTaskRunEnvTaskIdemKey)) {
-        Ok(CreateRunOutcome::IdempotencyKeyTaken)
-    } else if *error.kind() == ErrorKind::UniqueViolation(Some(Constraint::UqTaskRunOneTimeUseToken)) {
-        Ok(CreateRunOutcome::OneTimeTokenUsed)
-    } else {
-        Err(error)
+///
+/// A caller that repeats a create has its id taken, not only its key, and the server reports either. Whoever has the key
+/// is read in both cases: if nobody has, an id that is taken is a fault.
+async fn taken<S: Schema>(store: &PgRunStore<S>, error: StoreError, run: &Run) -> Result<CreateRunOutcome> {
+    let ErrorKind::UniqueViolation(Some(constraint)) = *error.kind() else { return Err(error) };
+    match constraint {
+        Constraint::UqTaskRunOneTimeUseToken => Ok(CreateRunOutcome::OneTimeTokenUsed),
+        Constraint::UqTaskRunEnvTaskIdemKey => {
+            let winner = keys::holder(error.operation(), store, run).await?;
+            Ok(CreateRunOutcome::IdempotencyKeyTaken { winner })
+        }
+        Constraint::TaskRunPkey | Constraint::UqTaskRunFriendlyId => {
+            match keys::holder(error.operation(), store, run).await? {
+                Some(winner) => Ok(CreateRunOutcome::IdempotencyKeyTaken { winner: Some(winner) }),
+                None => Err(error),
+            }
+        }
+        _ => Err(error),
     }
 }

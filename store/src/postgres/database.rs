@@ -101,10 +101,7 @@ impl Database {
         operation: &'static str,
         query: &impl StatementBuilder,
     ) -> Result<Vec<M>> {
-        match self.primary.query_all_raw(DbBackend::Postgres.build(query)).await {
-            Ok(rows) => decode(rows).map_err(|error| self.decode_error(operation, &error)),
-            Err(error) => Err(self.failed_write(operation, Phase::Committing, &error).await),
-        }
+        self.write_raw(operation, DbBackend::Postgres.build(query)).await
     }
 
     /// As [`Database::write`], with a statement as it stands.
@@ -113,8 +110,14 @@ impl Database {
         operation: &'static str,
         statement: Statement,
     ) -> Result<Vec<M>> {
+        let rows = self.write_rows(operation, statement).await?;
+        decode(rows).map_err(|error| self.decode_error(operation, &error))
+    }
+
+    /// As [`Database::write`], not decoded, for a statement given as text.
+    pub(crate) async fn write_rows(&self, operation: &'static str, statement: Statement) -> Result<Vec<QueryResult>> {
         match self.primary.query_all_raw(statement).await {
-            Ok(rows) => decode(rows).map_err(|error| self.decode_error(operation, &error)),
+            Ok(rows) => Ok(rows),
             Err(error) => Err(self.failed_write(operation, Phase::Committing, &error).await),
         }
     }

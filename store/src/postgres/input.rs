@@ -4,6 +4,7 @@ use chrono::{DateTime, Utc};
 use sea_orm::prelude::DateTimeWithTimeZone;
 use serde_json::Value as Json;
 
+use crate::claims::ClaimKey;
 use crate::clock::micros;
 use crate::create::{NewRun, Payload, SnapshotDetails};
 use crate::error::{ErrorKind, InputProblem};
@@ -125,6 +126,14 @@ pub(super) fn json(field: &'static str, value: Option<&Json>) -> Checked {
 /// Numbers that PostgreSQL would store but that no sum survives.
 pub(super) fn finite(field: &'static str, value: f64) -> Checked {
     if value.is_finite() { Ok(()) } else { Err(invalid(field, InputProblem::NotFinite)) }
+}
+
+/// Checks a key that is claimed: it must be one that a run can have.
+pub(super) fn check_key(key: &ClaimKey) -> Checked {
+    indexed("task_identifier", &key.task_identifier)?;
+    required("task_identifier", &key.task_identifier)?;
+    required("idempotency.key", &key.key)?;
+    indexed("idempotency.key", &key.key)
 }
 
 /// Texts that an index holds. An entry has room for some 2,700 bytes; the unique key of a run is made of an id, a task and

@@ -35,7 +35,7 @@ use async_trait::async_trait;
 use sea_orm::{ExecResult, StatementBuilder};
 
 use crate::clock::{Clock, SystemClock};
-use crate::create::{CreateCancelledRun, CreateFailedRun, CreateRun, CreateRunOutcome};
+use crate::create::{CreateCancelledRun, CreateFailedRun, CreateRun, CreateRunOutcome, Creation};
 use crate::error::{Entity, ErrorKind, Result, StoreError};
 use crate::find::{FindRuns, RunFilter, RunLookup};
 use crate::ids::RunId;
@@ -55,11 +55,14 @@ use crate::transitions::{
 pub(crate) use attempts::check_attempt;
 pub(crate) use batch_results::in_order_of;
 pub(crate) use batches::{check_batch_filter, check_batch_update, check_item_filter};
+use create::Fenced;
+pub(crate) use create::check_creation;
 pub(crate) use database::Database;
 use database::Unit;
 pub(crate) use edges::{check_filter, dangling};
 pub(crate) use finds::check;
 pub(crate) use input::within;
+pub(crate) use keys::{check_clearing, check_keys, distinct};
 pub(crate) use lists::Filter;
 pub use schema::{ControlPlane, Pair, RunOps, Schema, Twin};
 pub(crate) use snapshots::{CHECKPOINT_PREFIX, LINKED};
@@ -140,15 +143,15 @@ impl<S: Schema> Runs for PgRunStore<S> {
     }
 
     async fn create_run(&self, input: CreateRun) -> Result<CreateRunOutcome> {
-        create::create_run(self, input).await
+        create::create(self, Creation::Triggered(Box::new(input)), Fenced::No).await
     }
 
     async fn create_cancelled_run(&self, input: CreateCancelledRun) -> Result<CreateRunOutcome> {
-        create::create_cancelled_run(self, input).await
+        create::create(self, Creation::Cancelled(Box::new(input)), Fenced::No).await
     }
 
     async fn create_failed_run(&self, input: CreateFailedRun) -> Result<CreateRunOutcome> {
-        create::create_failed_run(self, input).await
+        create::create(self, Creation::Failed(Box::new(input)), Fenced::No).await
     }
 
     async fn find_run(&self, lookup: RunLookup, read: Read) -> Result<Option<Run>> {

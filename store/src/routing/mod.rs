@@ -26,6 +26,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::RunStore;
+use crate::claims::ClaimPolicy;
 use crate::error::Result;
 use crate::ids::RunId;
 use crate::residency::{Residency, Routable};
@@ -39,6 +40,7 @@ pub use route::{Policy, Route};
 pub struct RoutingRunStore {
     /// In the order of the policy: the first has precedence.
     legs: Vec<Leg>,
+    claims: ClaimPolicy,
 }
 
 struct Leg {
@@ -64,7 +66,13 @@ impl RoutingRunStore {
             }
         }
         legs.sort_by_key(|leg| policy.rank(leg.residency));
-        Ok(Self { legs })
+        Ok(Self { legs, claims: ClaimPolicy::default() })
+    }
+
+    /// Claims idempotency keys with other leases and waits.
+    #[must_use]
+    pub fn with_claim_policy(self, claims: ClaimPolicy) -> Self {
+        Self { claims, ..self }
     }
 
     /// The store that owns rows of `residency`.

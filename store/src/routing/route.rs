@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::find::{FindRuns, RunFilter, RunLookup};
-use crate::ids::{Home, RunId};
+use crate::ids::{Home, RunId, RunKey};
 use crate::residency::{Residency, Routable};
 
 /// The order in which databases count: which copy of a row wins where two have one, and whose answer is taken first.
@@ -73,6 +73,20 @@ pub(super) fn buckets(ids: &[RunId]) -> Vec<(Residency, Vec<RunId>)> {
     let bucket = |residency| ids.iter().copied().filter(|id| id.residency() == residency).collect::<Vec<_>>();
     let buckets = Residency::ALL.into_iter().map(|residency| (residency, bucket(residency)));
     buckets.filter(|(_, ids)| !ids.is_empty()).collect()
+}
+
+/// Splits a list of runs, however they are named, by home. One that tells no home is in every part; a database without
+/// any has none.
+pub(super) fn of_keys(runs: &[RunKey]) -> Vec<(Residency, Vec<RunKey>)> {
+    let part = |residency| {
+        let mine = |run: &&RunKey| match run.home() {
+            Home::Routed(home) => home == residency,
+            Home::Unrouted => true,
+        };
+        runs.iter().filter(mine).copied().collect::<Vec<_>>()
+    };
+    let parts = Residency::ALL.into_iter().map(|residency| (residency, part(residency)));
+    parts.filter(|(_, runs)| !runs.is_empty()).collect()
 }
 
 /// The part of a filter that each database has to answer. A filter that names ids goes only where those ids live.

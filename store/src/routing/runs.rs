@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use futures_util::future::try_join_all;
 
 use super::route::{self, Route};
-use super::{RoutingRunStore, merge};
-use crate::create::{CreateCancelledRun, CreateFailedRun, CreateRun, CreateRunOutcome};
+use super::{RoutingRunStore, claims, merge};
+use crate::create::{CreateCancelledRun, CreateFailedRun, CreateRun, CreateRunOutcome, Creation};
 use crate::error::{Entity, Result, StoreError};
 use crate::find::{FindRuns, RunFilter, RunLookup};
 use crate::ids::RunId;
@@ -25,14 +25,23 @@ impl Runs for RoutingRunStore {
     }
 
     async fn create_run(&self, input: CreateRun) -> Result<CreateRunOutcome> {
+        if let Some(key) = claims::key_of(&input.run) {
+            return self.create_claimed(key, Creation::Triggered(Box::new(input))).await;
+        }
         self.owner_of(&input.run.id).create_run(input).await
     }
 
     async fn create_cancelled_run(&self, input: CreateCancelledRun) -> Result<CreateRunOutcome> {
+        if let Some(key) = claims::key_of(&input.run) {
+            return self.create_claimed(key, Creation::Cancelled(Box::new(input))).await;
+        }
         self.owner_of(&input.run.id).create_cancelled_run(input).await
     }
 
     async fn create_failed_run(&self, input: CreateFailedRun) -> Result<CreateRunOutcome> {
+        if let Some(key) = claims::key_of(&input.run) {
+            return self.create_claimed(key, Creation::Failed(Box::new(input))).await;
+        }
         self.owner_of(&input.run.id).create_failed_run(input).await
     }
 

@@ -11,9 +11,9 @@ use serde_json::{Value as Json, json};
 use store::{
     CancelRun, CancelRunOutcome, CompleteAttemptSuccess, CreateCancelledRun, CreateFailedRun, CreateRun,
     CreateRunOutcome, Effect, ErrorKind, ExecutionStatus, ExpireRun, ExpireRunOutcome, FailRunPermanently, Idempotency,
-    LockRunToWorker, NewRun, Parent, Payload, Read, Residency, Routable, Run, RunFilter, RunId, RunReferences, RunRow,
-    RunStatus, RunStore, Snapshot, SnapshotDetails, SnapshotId, SnapshotRow, Start, StartAttempt, StoreError, Trace,
-    Transition, Usage, WaitpointId,
+    KeyScope, LockRunToWorker, NewRun, Parent, Payload, Read, Residency, Routable, Run, RunFilter, RunId,
+    RunReferences, RunRow, RunStatus, RunStore, Snapshot, SnapshotDetails, SnapshotId, SnapshotRow, Start,
+    StartAttempt, StoreError, Trace, Transition, Usage, WaitpointId,
 };
 use tokio::task::JoinSet;
 
@@ -405,7 +405,7 @@ impl<'a> Family<'a> {
                 let snapshots = i64::from(snapshot.is_some());
                 Ok(Some((Living { run: value.run, snapshot, snapshots }, value.associated_waitpoint.is_some())))
             }
-            CreateRunOutcome::IdempotencyKeyTaken => {
+            CreateRunOutcome::IdempotencyKeyTaken { .. } => {
                 self.done.taken_keys += 1;
                 self.answer(member, &key_filter(request, self.copy, place)).await?;
                 Ok(None)
@@ -474,6 +474,7 @@ impl<'a> Family<'a> {
             annotations: Some(json!({ "triggerSource": "demo", "line": request.line, "copy": self.copy })),
             idempotency: request.idempotency_key.as_deref().map(|key| Idempotency {
                 key: fresh(key, self.copy),
+                scope: KeyScope::Global,
                 expires_at: request.idempotency_key_ttl.map(|ttl| now + ttl),
                 options: Some(json!({ "key": key, "scope": "global" })),
             }),

@@ -280,16 +280,16 @@ async fn the_run_ops_schema_has_everything_in_the_numbers_that_are_specified() -
          JOIN pg_am m ON m.oid = x.relam WHERE NOT i.indisprimary"
     );
     for (what, expected, query) in [
-        ("tables", 16, format!("SELECT count(*) FROM pg_class WHERE relkind = 'r' AND {ours}")),
+        ("tables", 18, format!("SELECT count(*) FROM pg_class WHERE relkind = 'r' AND {ours}")),
         (
             "columns",
-            259,
+            271,
             format!(
                 "SELECT count(*) FROM pg_attribute JOIN pg_class c ON c.oid = attrelid AND relkind = 'r' AND {ours} \
                  WHERE attnum > 0 AND NOT attisdropped"
             ),
         ),
-        ("enum types", 12, "SELECT count(*) FROM pg_type WHERE typtype = 'e'".to_owned()),
+        ("enum types", 14, "SELECT count(*) FROM pg_type WHERE typtype = 'e'".to_owned()),
         ("foreign keys", 22, "SELECT count(*) FROM pg_constraint WHERE contype = 'f'".to_owned()),
         ("indexes", 57, format!("SELECT count(*) {secondary}")),
         ("unique indexes", 25, format!("SELECT count(*) {secondary} AND i.indisunique")),
@@ -310,12 +310,14 @@ async fn the_run_ops_schema_has_everything_in_the_numbers_that_are_specified() -
 }
 
 /// The run tables that both databases have.
-const SHARED: [&str; 14] = [
+const SHARED: [&str; 16] = [
     "batch_task_run",
     "batch_task_run_error",
     "batch_task_run_item",
     "checkpoint",
     "checkpoint_restore_event",
+    "idempotency_claim",
+    "run_fence",
     "task_run",
     "task_run_attempt",
     "task_run_checkpoint",
@@ -337,7 +339,7 @@ async fn the_control_plane_has_its_tables_and_no_key_between_them_and_the_run_ta
              AND relname NOT IN ('store_identity', 'seaql_migrations')",
         )
         .await?;
-    assert_eq!(tables, 13 + 14 + 2);
+    assert_eq!(tables, 13 + 16 + 2);
 
     let keys: Vec<String> = databases
         .values(

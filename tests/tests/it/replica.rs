@@ -208,7 +208,7 @@ async fn a_write_is_decided_by_what_the_replica_does_not_know_yet() -> Result<()
         let family = NewRun {
             parent: Some(Parent { run: parent, root, depth: 2, resume_on_completion: true }),
             batch: Some(home.insert_batch().await?),
-            idempotency: Some(Idempotency { key: "key".to_owned(), expires_at: None, options: None }),
+            idempotency: Some(Idempotency::new("key")),
             one_time_use_token: Some(format!("token of {parent}")),
             ..home.new_run()
         };
@@ -219,7 +219,7 @@ async fn a_write_is_decided_by_what_the_replica_does_not_know_yet() -> Result<()
         // Its key and its token are taken.
         let again = NewRun { one_time_use_token: None, ..NewRun { id: home.new_run().id, ..family.clone() } };
         let outcome = store.create_run(CreateRun::queued(again)).await?;
-        assert_eq!(outcome, CreateRunOutcome::IdempotencyKeyTaken, "{home}");
+        assert_eq!(outcome, CreateRunOutcome::IdempotencyKeyTaken { winner: Some(run.id) }, "{home}");
         let again = NewRun { idempotency: None, ..NewRun { id: home.new_run().id, ..family } };
         let outcome = store.create_run(CreateRun::queued(again)).await?;
         assert_eq!(outcome, CreateRunOutcome::OneTimeTokenUsed, "{home}");

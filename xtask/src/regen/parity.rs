@@ -9,13 +9,15 @@ use std::collections::BTreeSet;
 
 use super::catalogue::{Catalogue, Column, ConstraintKind, Table};
 
-/// The tables both databases have: one for one the tables of a run.
-pub(crate) const RUN_TABLES: [&str; 14] = [
+/// The tables both databases have: the tables of a run, and those that keep a key to one run.
+pub(crate) const RUN_TABLES: [&str; 16] = [
     "batch_task_run",
     "batch_task_run_error",
     "batch_task_run_item",
     "checkpoint",
     "checkpoint_restore_event",
+    "idempotency_claim",
+    "run_fence",
     "task_run",
     "task_run_attempt",
     "task_run_checkpoint",

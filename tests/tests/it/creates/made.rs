@@ -258,7 +258,7 @@ async fn a_json_null_is_no_value_at_all() -> Result<()> {
             annotations: Some(Json::Null),
             debounce: Some(Json::Null),
             trace: store::Trace { context: Some(Json::Null), ..run.trace.clone() },
-            idempotency: Some(Idempotency { key: "k".to_owned(), expires_at: None, options: Some(Json::Null) }),
+            idempotency: Some(Idempotency { options: Some(Json::Null), ..Idempotency::new("k") }),
             ..run
         };
         check_stored(&home, &created(Way::Triggered.create(&home, run).await?)?).await?;

@@ -4,8 +4,8 @@ use anyhow::Result;
 use serde_json::{Value as Json, json};
 use store::{
     BatchId, Change, Constraint, CreateCancelledRun, CreateFailedRun, CreateRun, CreateRunOutcome, ErrorKind,
-    Idempotency, InputProblem, MAX_INDEXED_TEXT, NewRun, Parent, Payload, Read, Residency, Routable, RunFilter, RunId,
-    Schedule, SnapshotDetails, Start, Version, WaitpointId,
+    Idempotency, InputProblem, KeyScope, MAX_INDEXED_TEXT, NewRun, Parent, Payload, Read, Residency, Routable,
+    RunFilter, RunId, Schedule, SnapshotDetails, Start, Version, WaitpointId,
 };
 use tests::runs::{Stores, created};
 
@@ -86,7 +86,7 @@ async fn nothing_remains_of_a_create_that_failed() -> Result<()> {
 async fn a_taken_idempotency_key_and_a_used_token_are_outcomes() -> Result<()> {
     let stores = Stores::fresh().await?;
     for home in stores.homes() {
-        let key = Some(Idempotency { key: "k".to_owned(), expires_at: None, options: None });
+        let key = Some(Idempotency::new("k"));
         let token = Some(format!("token of {}", home.environment().id));
         let first = NewRun { idempotency: key.clone(), one_time_use_token: token.clone(), ..home.new_run() };
         let winner = created(Way::Triggered.create(&home, first).await?)?;
@@ -94,7 +94,8 @@ async fn a_taken_idempotency_key_and_a_used_token_are_outcomes() -> Result<()> {
         for way in WAYS {
             let run = NewRun { idempotency: key.clone(), ..home.new_run() };
             let id = run.id;
-            assert_eq!(way.create(&home, run).await?, CreateRunOutcome::IdempotencyKeyTaken, "{home}, {way:?}");
+            let taken = CreateRunOutcome::IdempotencyKeyTaken { winner: Some(winner.value.run.id.parse()?) };
+            assert_eq!(way.create(&home, run).await?, taken, "{home}, {way:?}");
             home.check_nothing_written(&id).await?;
 
             let run = NewRun { one_time_use_token: token.clone(), ..home.new_run() };
@@ -121,10 +122,10 @@ async fn a_taken_idempotency_key_and_a_used_token_are_outcomes() -> Result<()> {
 }
 
 #[tokio::test]
-async fn keys_and_tokens_are_unique_in_each_database_only() -> Result<()> {
+async fn tokens_and_keys_made_of_their_run_are_unique_in_each_database_only() -> Result<()> {
     let stores = Stores::fresh().await?;
     let [control_plane, run_ops, _] = stores.homes();
-    let key = Some(Idempotency { key: "k".to_owned(), expires_at: None, options: None });
+    let key = Some(Idempotency { scope: KeyScope::Run, ..Idempotency::new("k") });
     for home in [&control_plane, &run_ops] {
         let run = NewRun {
             // The same environment in both databases.
@@ -227,7 +228,7 @@ fn nul_bytes() -> Vec<(&'static str, Spoil)> {
         run.schedule.get_or_insert_with(|| Schedule { schedule_id: "s".to_owned(), instance_id: "i".to_owned() })
     }
     fn key(key: &str, options: Option<Json>) -> Option<Idempotency> {
-        Some(Idempotency { key: key.to_owned(), expires_at: None, options })
+        Some(Idempotency { options, ..Idempotency::new(key) })
     }
     fn payload(data: &str, data_type: &str) -> Payload {
         Payload { data: data.to_owned(), data_type: data_type.to_owned() }
@@ -345,7 +346,7 @@ async fn a_text_that_no_index_can_hold_is_refused_by_the_name_of_its_field() -> 
         ("trace.parent_span_id", |run, text| run.trace.parent_span_id = Some(text)),
         ("tags", |run, text| run.tags = vec!["a".to_owned(), text]),
         ("idempotency.key", |run, text| {
-            run.idempotency = Some(Idempotency { key: text, expires_at: None, options: None });
+            run.idempotency = Some(Idempotency::new(text));
         }),
         ("one_time_use_token", |run, text| run.one_time_use_token = Some(text)),
     ];
@@ -378,7 +379,7 @@ async fn a_run_that_makes_no_sense_is_refused_by_the_name_of_the_field() -> Resu
         ("worker_queue", InputProblem::Empty, |run| run.worker_queue.clear()),
         ("one_time_use_token", InputProblem::Empty, |run| run.one_time_use_token = Some(String::new())),
         ("idempotency.key", InputProblem::Empty, |run| {
-            run.idempotency = Some(Idempotency { key: String::new(), expires_at: None, options: None });
+            run.idempotency = Some(Idempotency::new(""));
         }),
         ("base_cost_in_cents", InputProblem::NotFinite, |run| run.base_cost_in_cents = f64::INFINITY),
         ("base_cost_in_cents", InputProblem::NotFinite, |run| run.base_cost_in_cents = f64::NAN),

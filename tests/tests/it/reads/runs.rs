@@ -172,7 +172,7 @@ async fn distinct_run(home: &Home<'_>, parent: RunId, batch: BatchId, mark: &str
         queue: format!("queue {mark}"),
         trace: Trace { span_id: format!("span {mark}"), ..run.trace.clone() },
         tags: vec![format!("tag {mark}"), "common".to_owned()],
-        idempotency: Some(Idempotency { key: format!("key {mark}"), expires_at: None, options: None }),
+        idempotency: Some(Idempotency::new(format!("key {mark}"))),
         one_time_use_token: Some(format!("token {mark}")),
         parent: Some(Parent { run: parent, root: parent, depth: 1, resume_on_completion: false }),
         batch: Some(batch),
