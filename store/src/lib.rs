@@ -97,7 +97,7 @@ pub use relations::Relations;
 pub use residency::{IdFault, Residency, Routable, UnclassifiableId, classify, is_classifiable};
 pub use routing::{Policy, Route, RoutingRunStore};
 pub use runs::{MAX_IDS, MAX_INDEXED_TEXT, Runs};
-pub use snapshots::{CompletedWaitpoint, CreateExecutionSnapshot, Snapshots};
+pub use snapshots::{CreateExecutionSnapshot, IndexedWaitpoint, Snapshots};
 pub use tags::WaitpointTags;
 pub use topology::{Config, ConfigError, DatabaseConfig, Endpoint, SecretUrl, TopologyError, connect};
 pub use transitions::{

@@ -6,9 +6,9 @@ use anyhow::Result;
 use chrono::{DateTime, Duration, Utc};
 use serde_json::json;
 use store::{
-    BatchId, CheckpointId, Clock, CompletedWaitpoint, Constraint, CreateExecutionSnapshot, CreateFailedRun,
-    EngineVersion, Entity, ErrorKind, ExecutionStatus, RecordInvalidSnapshot, RunId, RunStatus, Snapshot,
-    SnapshotDetails, SnapshotId, WaitpointId,
+    BatchId, CheckpointId, Clock, Constraint, CreateExecutionSnapshot, CreateFailedRun, EngineVersion, Entity,
+    ErrorKind, ExecutionStatus, IndexedWaitpoint, RecordInvalidSnapshot, RunId, RunStatus, Snapshot, SnapshotDetails,
+    SnapshotId, WaitpointId,
 };
 use tests::Side;
 use tests::runs::{Home, Seeded, Stores, created, current, lock_to_worker, moment};
@@ -44,8 +44,8 @@ pub(super) fn executing(home: &Home<'_>) -> CreateExecutionSnapshot {
     }
 }
 
-fn done(waitpoint: &WaitpointId, index: Option<i32>) -> CompletedWaitpoint {
-    CompletedWaitpoint { waitpoint: waitpoint.clone(), index }
+fn done(waitpoint: &WaitpointId, index: Option<i32>) -> IndexedWaitpoint {
+    IndexedWaitpoint { waitpoint: waitpoint.clone(), index }
 }
 
 #[tokio::test]
