@@ -117,9 +117,11 @@ pub use routing::{Policy, Route, RoutingRunStore};
 pub use runs::{MAX_IDS, MAX_INDEXED_TEXT, Runs};
 pub use snapshots::{
     CompletedLinks, CompletedWaitpoint, CreateExecutionSnapshot, FindSnapshots, HydratedSnapshot, Presence,
-    RecordedWaitpoint, SnapshotLookup, Snapshots, SnapshotsOf, SnapshotsSince, Validity,
+    SnapshotLookup, Snapshots, SnapshotsOf, SnapshotsSince, Validity,
 };
 pub use tags::{NewWaitpointTag, WaitpointTags};
+pub use snapshots::{CreateExecutionSnapshot, IndexedWaitpoint, Snapshots};
+pub use tags::WaitpointTags;
 pub use topology::{Config, ConfigError, DatabaseConfig, Endpoint, SecretUrl, TopologyError, connect};
 pub use transitions::{
     BatchExpiry, CancelRun, CancelRunOutcome, CheckpointImage, CompleteAttemptSuccess, DiscardReason,

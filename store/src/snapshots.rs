@@ -265,7 +265,7 @@ pub struct CreateExecutionSnapshot {
     /// The stored process image.
     pub checkpoint: Option<CheckpointId>,
     /// The waitpoints whose completion has led here. They may lie in the other database.
-    pub completed: Vec<RecordedWaitpoint>,
+    pub completed: Vec<IndexedWaitpoint>,
     /// What was wrong; a snapshot that has one is not valid and never the current one.
     pub error: Option<String>,
     /// More about it.
@@ -276,7 +276,7 @@ pub struct CreateExecutionSnapshot {
 
 /// A waitpoint whose completion a snapshot records.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RecordedWaitpoint {
+pub struct IndexedWaitpoint {
     /// The waitpoint.
     pub waitpoint: WaitpointId,
     /// Its place in the order of a batch. One that has several is listed as often.

@@ -7,7 +7,7 @@ use chrono::{DateTime, Duration, Utc};
 use serde_json::json;
 use store::{
     BatchId, CheckpointId, Clock, Constraint, CreateExecutionSnapshot, CreateFailedRun, EngineVersion, Entity,
-    ErrorKind, ExecutionStatus, RecordInvalidSnapshot, RecordedWaitpoint, RunId, RunStatus, Snapshot, SnapshotDetails,
+    ErrorKind, ExecutionStatus, IndexedWaitpoint, RecordInvalidSnapshot, RunId, RunStatus, Snapshot, SnapshotDetails,
     SnapshotId, WaitpointId,
 };
 use tests::Side;
@@ -44,8 +44,8 @@ pub(super) fn executing(home: &Home<'_>) -> CreateExecutionSnapshot {
     }
 }
 
-fn done(waitpoint: &WaitpointId, index: Option<i32>) -> RecordedWaitpoint {
-    RecordedWaitpoint { waitpoint: waitpoint.clone(), index }
+fn done(waitpoint: &WaitpointId, index: Option<i32>) -> IndexedWaitpoint {
+    IndexedWaitpoint { waitpoint: waitpoint.clone(), index }
 }
 
 #[tokio::test]
