@@ -109,7 +109,7 @@ async fn attempts_of_a_run_are_asked_of_its_database_alone() -> Result<()> {
         let filter = AttemptFilter { run: Some(run), ..AttemptFilter::default() };
         for once_prepared in [false, true] {
             for what in ["one", "all"] {
-                Side::ALL.map(|side| wired.proxy(side).recording().reset());
+                Side::ALL.iter().for_each(|side| wired.proxy(*side).recording().reset());
                 match what {
                     "one" => drop(home.store().find_task_run_attempt(&filter, Read::Primary).await?),
                     _ => drop(home.store().find_task_run_attempts(&[run, run], Read::Primary).await?),

@@ -931,7 +931,7 @@ async fn what_operations_on_batches_cost_on_the_wire() -> Result<()> {
         let store = home.store();
         let environment = home.environment().id.clone();
         for once_prepared in [false, true] {
-            let reset = |wired: &Wired<'_>| drop(Side::ALL.map(|side| wired.proxy(side).recording().reset()));
+            let reset = |wired: &Wired<'_>| Side::ALL.iter().for_each(|side| wired.proxy(*side).recording().reset());
             let check = |what: &str, own: usize, other: usize| {
                 if once_prepared {
                     let count = |side| wired.proxy(side).recording().statements();

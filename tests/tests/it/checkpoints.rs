@@ -102,7 +102,7 @@ async fn a_checkpoint_costs_one_statement_on_its_database() -> Result<()> {
     for (wired, home) in stores.homes() {
         let run = home.create().await?;
         for once_prepared in [false, true] {
-            let reset = || Side::ALL.map(|side| wired.proxy(side).recording().reset());
+            let reset = || Side::ALL.iter().for_each(|side| wired.proxy(*side).recording().reset());
             let check = || {
                 if once_prepared {
                     wired.proxy(home.side()).recording().check_statements(1);

@@ -101,7 +101,7 @@ async fn a_tag_costs_one_statement_whether_it_is_there_or_not() -> Result<()> {
     let stores = WiredStores::over(&databases, connections(1)).await?;
     for (wired, home) in stores.homes() {
         for (once_prepared, name) in [(false, "a"), (true, "b"), (true, "b")] {
-            Side::ALL.map(|side| wired.proxy(side).recording().reset());
+            Side::ALL.iter().for_each(|side| wired.proxy(*side).recording().reset());
             home.store().upsert_waitpoint_tag(new_tag(&home, name), home.residency()).await?;
             if once_prepared {
                 wired.proxy(home.side()).recording().check_statements(1);
