@@ -195,10 +195,16 @@ impl Claimant<'_> {
     /// Sees to it that `run` is not created any more and points the claim at the caller's own id. Returns the run that has
     /// the key after all, if there is one.
     async fn bury(&mut self, run: RunId) -> Result<Option<RunId>> {
-        self.store.fence_run(&run).await?;
+        let fence = self.store.fence_run(&run).await?;
         // Only now: it may have been created until then.
         if let Some(winner) = self.holder_beside(&run).await? {
             return Ok(Some(winner));
+        }
+        // The run that the caller wants to create was created, and its key cleared. As in one database, that is no run to
+        // make again.
+        if fence == Fence::Created && run == self.given {
+            let kind = ErrorKind::UniqueViolation(Some(Constraint::TaskRunPkey));
+            return Err(StoreError::new("create_fenced_run", Some(run.residency()), kind));
         }
         if run == self.own {
             self.own = RunId::mint(self.own.residency());
