@@ -66,18 +66,14 @@ pub mod units;
 pub mod waiting;
 pub mod waitpoints;
 
-pub use attempts::Attempts;
 pub use attempts::{AttemptFilter, Attempts};
-pub use batches::Batches;
 pub use batches::{
     AbortBatch, BatchAbort, BatchCompletion, BatchFilter, BatchIdempotencyKey, BatchItemFilter, BatchItemUpdate,
     BatchResults, BatchUpdate, BatchVersion, Batches, CreateBatchErrorOutcome, CreateBatchItemOutcome,
     CreateBatchOutcome, EndedBatch, ItemsOf, KeepBatch, NewBatch, NewBatchError, NewBatchItem, RunFailure, RunOutcome,
     RunResult,
 };
-pub use checkpoints::Checkpoints;
 pub use checkpoints::{Checkpoints, NewCheckpoint};
-pub use claims::Claims;
 pub use claims::{Claim, ClaimChange, ClaimKey, ClaimMark, ClaimOwner, ClaimPolicy, Claims, Fence, claim_home};
 pub use clock::{Clock, SystemClock};
 pub use create::{
@@ -104,8 +100,8 @@ pub use model::{
     WaitpointTag, WaitpointType, is_final,
 };
 pub use pages::{
-    BatchFilter, BatchItemFilter, BatchItemOrderKey, BatchOrderKey, Copied, Copies, Cursor, EdgeFilter, EdgeOrderKey,
-    FindWaitpointTags, List, ListBatchItems, ListBatches, ListEdges, ListExecutionSnapshots, ListRuns,
+    BatchItemListFilter, BatchItemOrderKey, BatchListFilter, BatchOrderKey, Copied, Copies, Cursor, EdgeOrderKey,
+    EdgesOf, FindWaitpointTags, List, ListBatchItems, ListBatches, ListEdges, ListExecutionSnapshots, ListRuns,
     ListWaitpointTags, ListWaitpoints, Lists, MAX_PAGE, Page, SnapshotFilter, SnapshotOrderKey, WaitpointFilter,
     WaitpointOrderKey, WaitpointTagFilter, WaitpointTagOrderKey,
 };
@@ -116,12 +112,10 @@ pub use residency::{IdFault, Residency, Routable, UnclassifiableId, classify, is
 pub use routing::{Policy, Route, RoutingRunStore};
 pub use runs::{MAX_IDS, MAX_INDEXED_TEXT, Runs};
 pub use snapshots::{
-    CompletedLinks, CompletedWaitpoint, CreateExecutionSnapshot, FindSnapshots, HydratedSnapshot, Presence,
-    SnapshotLookup, Snapshots, SnapshotsOf, SnapshotsSince, Validity,
+    CompletedLinks, CompletedWaitpoint, CreateExecutionSnapshot, FindSnapshots, HydratedSnapshot, IndexedWaitpoint,
+    Presence, SnapshotLookup, Snapshots, SnapshotsOf, SnapshotsSince, Validity,
 };
 pub use tags::{NewWaitpointTag, WaitpointTags};
-pub use snapshots::{CreateExecutionSnapshot, IndexedWaitpoint, Snapshots};
-pub use tags::WaitpointTags;
 pub use topology::{Config, ConfigError, DatabaseConfig, Endpoint, SecretUrl, TopologyError, connect};
 pub use transitions::{
     BatchExpiry, CancelRun, CancelRunOutcome, CheckpointImage, CompleteAttemptSuccess, DiscardReason,
@@ -137,8 +131,8 @@ pub use waiting::{
 };
 pub use waitpoints::{
     AppliedCompletion, CONNECTED_RUNS, CompleteWaitpoint, CompletionContext, CompletionPin, CompletionPlace,
-    CompletionRoute, CreateWaitpointOutcome, Due, KeyScope, Made, NewWaitpoint, Owner, Placement, Presence,
-    RetireKeyOutcome, RunResult, RunWaitpoint, UpsertedWaitpoint, WaitpointCompletion, WaitpointKey, WaitpointKind,
+    CompletionRoute, CreateWaitpointOutcome, Due, KeyPlace, Made, NewWaitpoint, Owner, PendingWaitpoints, Placement,
+    RetireKeyOutcome, RunEnd, RunWaitpoint, UpsertedWaitpoint, WaitpointCompletion, WaitpointKey, WaitpointKind,
     WaitpointSelection, WaitpointState, WaitpointUpdate, Waitpoints,
 };
 

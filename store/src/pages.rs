@@ -95,15 +95,15 @@ pub type ListRuns = List<RunFilter, OrderKey>;
 /// A page of waitpoints. Its own order: the newest first.
 pub type ListWaitpoints = List<WaitpointFilter, WaitpointOrderKey>;
 /// A page of batches. Its own order: the newest first.
-pub type ListBatches = List<BatchFilter, BatchOrderKey>;
+pub type ListBatches = List<BatchListFilter, BatchOrderKey>;
 /// A page of waitpoint tags. Its own order: by name.
 pub type ListWaitpointTags = List<WaitpointTagFilter, WaitpointTagOrderKey>;
 /// A page of block edges. Its own order: the oldest first.
-pub type ListEdges = List<EdgeFilter, EdgeOrderKey>;
+pub type ListEdges = List<EdgesOf, EdgeOrderKey>;
 /// A page of a run's execution snapshots. Its own order: the newest first.
 pub type ListExecutionSnapshots = List<SnapshotFilter, SnapshotOrderKey>;
 /// A page of a batch's items. Its own order: the oldest first.
-pub type ListBatchItems = List<BatchItemFilter, BatchItemOrderKey>;
+pub type ListBatchItems = List<BatchItemListFilter, BatchItemOrderKey>;
 
 /// Rows of a list, and where it goes on.
 #[derive(Clone, Debug, PartialEq)]
@@ -158,7 +158,7 @@ impl WaitpointFilter {
 
 /// Which batches to list.
 #[derive(Clone, Debug, PartialEq)]
-pub struct BatchFilter {
+pub struct BatchListFilter {
     /// Of this environment.
     pub environment: EnvironmentId,
     /// In one of these states. An empty list matches nothing.
@@ -169,7 +169,7 @@ pub struct BatchFilter {
     pub created_before: Option<DateTime<Utc>>,
 }
 
-impl BatchFilter {
+impl BatchListFilter {
     /// All batches of an environment.
     #[must_use]
     pub fn of(environment: EnvironmentId) -> Self {
@@ -209,7 +209,7 @@ pub struct FindWaitpointTags {
 
 /// Which block edges to list.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum EdgeFilter {
+pub enum EdgesOf {
     /// Those that hold up this run.
     OfRun(RunId),
     /// Those of all runs, in any database, that wait for this waitpoint.
@@ -237,14 +237,14 @@ impl SnapshotFilter {
 
 /// Which batch items to list.
 #[derive(Clone, Debug, PartialEq)]
-pub struct BatchItemFilter {
+pub struct BatchItemListFilter {
     /// Of this batch.
     pub batch: BatchId,
     /// In one of these states. An empty list matches nothing.
     pub status: Option<Vec<BatchItemStatus>>,
 }
 
-impl BatchItemFilter {
+impl BatchItemListFilter {
     /// All items of a batch.
     #[must_use]
     pub fn of(batch: BatchId) -> Self {
@@ -385,9 +385,9 @@ pub struct Copies {
 pub(crate) enum CopiesFilter {
     Runs(RunFilter),
     Waitpoints(WaitpointFilter),
-    Batches(BatchFilter),
+    Batches(BatchListFilter),
     WaitpointTags(WaitpointTagFilter),
-    Edges(EdgeFilter),
+    Edges(EdgesOf),
 }
 
 /// A row that is a copy.

@@ -67,8 +67,8 @@ pub trait Waitpoints: Edges {
             return self.upsert_waitpoint(input).await.map_err(|error| error.in_operation(operation));
         };
         let scope = match &input.placement {
-            Placement::Beside(owner) => KeyScope::Beside(*owner),
-            Placement::In(_) => KeyScope::Everywhere,
+            Placement::Beside(owner) => KeyPlace::Beside(*owner),
+            Placement::In(_) => KeyPlace::Everywhere,
         };
         for _ in 0..KEY_TRIES {
             let found = self.find_waitpoint_by_key(&input.environment, &key, scope, Read::Primary).await;
@@ -146,14 +146,14 @@ pub trait Waitpoints: Edges {
 
     /// Reads the waitpoint of an environment that has a key now, expired or not.
     ///
-    /// Routing: [`KeyScope::Beside`] reads the primary of that database whatever is asked, and no other: a wait that is
-    /// tried again must not miss what its first try has made. [`KeyScope::Everywhere`] asks every database, and the run-ops
+    /// Routing: [`KeyPlace::Beside`] reads the primary of that database whatever is asked, and no other: a wait that is
+    /// tried again must not miss what its first try has made. [`KeyPlace::Everywhere`] asks every database, and the run-ops
     /// row wins. Statements: one for each database that is asked.
     async fn find_waitpoint_by_key(
         &self,
         environment: &EnvironmentId,
         key: &str,
-        scope: KeyScope,
+        scope: KeyPlace,
         read: Read,
     ) -> Result<Option<Waitpoint>>;
 
@@ -195,13 +195,13 @@ pub trait Waitpoints: Edges {
         ids: &[WaitpointId],
         beside: Option<&RunId>,
         read: Read,
-    ) -> Result<Presence> {
+    ) -> Result<PendingWaitpoints> {
         let operation = "count_pending_waitpoints_with_presence";
         let found = self.find_waitpoint_states(ids, beside, read).await;
         let found = found.map_err(|error| error.in_operation(operation))?;
         let is_pending = |id: &&WaitpointId| found[*id].status == WaitpointStatus::Pending;
         let pending = found.keys().filter(is_pending).cloned().collect();
-        Ok(Presence { pending, present: found.into_keys().collect() })
+        Ok(PendingWaitpoints { pending, present: found.into_keys().collect() })
     }
 
     /// Changes a waitpoint and returns the stored row.
@@ -386,7 +386,7 @@ pub struct WaitpointKey {
 
 /// Where a key is looked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum KeyScope {
+pub enum KeyPlace {
     /// In the database of this run or batch, on its primary, and nowhere else.
     Beside(Owner),
     /// In every database.
@@ -439,7 +439,7 @@ pub enum Made {
 #[derive(Clone, Debug, PartialEq)]
 pub struct RunWaitpoint {
     /// The run as it was when the waitpoint was found or made.
-    pub run: RunResult,
+    pub run: RunEnd,
     /// The waitpoint.
     pub upserted: UpsertedWaitpoint,
 }
@@ -447,7 +447,7 @@ pub struct RunWaitpoint {
 /// How a run ended, if it has.
 #[derive(Clone, Debug, PartialEq, DerivePartialModel)]
 #[sea_orm(entity = "entities_control::task_run::Entity")]
-pub struct RunResult {
+pub struct RunEnd {
     /// Its status.
     pub status: RunStatus,
     /// When it reached a final state.
@@ -495,7 +495,7 @@ pub struct WaitpointState {
 
 /// Which waitpoints exist, and which of them are pending.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Presence {
+pub struct PendingWaitpoints {
     /// Those that are pending.
     pub pending: BTreeSet<WaitpointId>,
     /// Those that exist, the pending ones included.
@@ -656,7 +656,7 @@ fn has_expired(waitpoint: &Waitpoint, now: DateTime<Utc>) -> bool {
     waitpoint.idempotency_key_expires_at.is_some_and(|at| at.to_utc() <= now)
 }
 
-fn output_of(run: &RunResult) -> WaitpointOutput {
+fn output_of(run: &RunEnd) -> WaitpointOutput {
     if run.status == RunStatus::CompletedSuccessfully {
         return WaitpointOutput { output: run.output.clone(), output_type: run.output_type.clone(), is_error: false };
     }

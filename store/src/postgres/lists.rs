@@ -15,7 +15,7 @@ use crate::model::{
     WaitpointColumn, WaitpointSummary, WaitpointTag, WaitpointTagColumn,
 };
 use crate::pages::{
-    BatchFilter, BatchItemFilter, Copied, Copies, CopiesFilter, Cursor, EdgeFilter, FindWaitpointTags, List,
+    BatchItemListFilter, BatchListFilter, Copied, Copies, CopiesFilter, Cursor, EdgesOf, FindWaitpointTags, List,
     ListBatchItems, ListBatches, ListEdges, ListExecutionSnapshots, ListRuns, ListWaitpointTags, ListWaitpoints, Lists,
     Mark, Page, SnapshotFilter, WaitpointFilter, WaitpointTagFilter, WaitpointTagOrderKey,
 };
@@ -245,13 +245,13 @@ impl Filter for WaitpointFilter {
     }
 }
 
-impl Filter for BatchFilter {
+impl Filter for BatchListFilter {
     fn check(&self) -> Result<(), ErrorKind> {
         Ok(())
     }
 
     fn condition<S: Schema>(&self) -> Option<Condition> {
-        let BatchFilter { environment, status, created_from, created_before } = self;
+        let BatchListFilter { environment, status, created_from, created_before } = self;
         let condition = Condition::all()
             .add(equal(BatchColumn::RuntimeEnvironmentId, environment.as_str()))
             .add_option(status.as_deref().map(|all| any_label(BatchColumn::Status, all, "batch_task_run_status[]")))
@@ -280,16 +280,16 @@ impl Filter for WaitpointTagFilter {
     }
 }
 
-impl Filter for EdgeFilter {
+impl Filter for EdgesOf {
     fn check(&self) -> Result<(), ErrorKind> {
         Ok(())
     }
 
     fn condition<S: Schema>(&self) -> Option<Condition> {
         let edges = match self {
-            EdgeFilter::OfRun(run) if run.residency() != S::RESIDENCY => return None,
-            EdgeFilter::OfRun(run) => equal(EdgeColumn::TaskRunId, run.as_str()),
-            EdgeFilter::OfWaitpoint(waitpoint) => equal(EdgeColumn::WaitpointId, waitpoint.as_str()),
+            EdgesOf::OfRun(run) if run.residency() != S::RESIDENCY => return None,
+            EdgesOf::OfRun(run) => equal(EdgeColumn::TaskRunId, run.as_str()),
+            EdgesOf::OfWaitpoint(waitpoint) => equal(EdgeColumn::WaitpointId, waitpoint.as_str()),
         };
         Some(Condition::all().add(edges))
     }
@@ -310,13 +310,13 @@ impl Filter for SnapshotFilter {
     }
 }
 
-impl Filter for BatchItemFilter {
+impl Filter for BatchItemListFilter {
     fn check(&self) -> Result<(), ErrorKind> {
         Ok(())
     }
 
     fn condition<S: Schema>(&self) -> Option<Condition> {
-        let BatchItemFilter { batch, status } = self;
+        let BatchItemListFilter { batch, status } = self;
         let labels = |all: &[_]| any_label(BatchItemColumn::Status, all, "batch_task_run_item_status[]");
         let condition = Condition::all()
             .add(equal(BatchItemColumn::BatchTaskRunId, batch.as_str()))

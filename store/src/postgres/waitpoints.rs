@@ -27,7 +27,7 @@ use crate::read::{Read, Token};
 use crate::residency::Routable;
 use crate::waitpoints::{
     AppliedCompletion, CONNECTED_RUNS, CompleteWaitpoint, CompletionContext, CompletionPlace, CreateWaitpointOutcome,
-    Due, KeyScope, Made, NewWaitpoint, RetireKeyOutcome, RunResult, RunWaitpoint, UpsertedWaitpoint, WaitpointKind,
+    Due, KeyPlace, Made, NewWaitpoint, RetireKeyOutcome, RunEnd, RunWaitpoint, UpsertedWaitpoint, WaitpointKind,
     WaitpointSelection, WaitpointState, WaitpointUpdate, Waitpoints, timers,
 };
 
@@ -70,7 +70,7 @@ impl<S: Schema> Waitpoints for PgRunStore<S> {
         &self,
         environment: &EnvironmentId,
         key: &str,
-        scope: KeyScope,
+        scope: KeyPlace,
         read: Read,
     ) -> Result<Option<Waitpoint>> {
         find_waitpoint_by_key(self, environment, key, scope, read).await
@@ -348,15 +348,15 @@ async fn find_waitpoint_by_key<S: Schema>(
     store: &PgRunStore<S>,
     environment: &EnvironmentId,
     key: &str,
-    scope: KeyScope,
+    scope: KeyPlace,
     read: Read,
 ) -> Result<Option<Waitpoint>> {
     let operation = "find_waitpoint_by_key";
     text("key", key).map_err(|kind| StoreError::new(operation, Some(S::RESIDENCY), kind))?;
     let read = match scope {
-        KeyScope::Beside(owner) if owner.residency() != S::RESIDENCY => return Ok(None),
-        KeyScope::Beside(_) => Read::Primary,
-        KeyScope::Everywhere => read,
+        KeyPlace::Beside(owner) if owner.residency() != S::RESIDENCY => return Ok(None),
+        KeyPlace::Beside(_) => Read::Primary,
+        KeyPlace::Everywhere => read,
     };
     let query = S::Waitpoint::rows()
         .filter(WaitpointColumn::EnvironmentId.eq(environment.as_str()))
@@ -417,13 +417,13 @@ async fn ensure_run_waitpoint<S: Schema>(store: &PgRunStore<S>, id: &RunId) -> R
 }
 
 struct RunAndWaitpoint {
-    run: RunResult,
+    run: RunEnd,
     waitpoint: Waitpoint,
 }
 
 impl FromQueryResult for RunAndWaitpoint {
     fn from_query_result(row: &QueryResult, _: &str) -> Result<Self, DbErr> {
-        Ok(Self { run: RunResult::from_query_result(row, OF_RUN)?, waitpoint: Waitpoint::from_query_result(row, "")? })
+        Ok(Self { run: RunEnd::from_query_result(row, OF_RUN)?, waitpoint: Waitpoint::from_query_result(row, "")? })
     }
 }
 

@@ -10,7 +10,7 @@ use crate::error::{Result, StoreError};
 use crate::find::RunFilter;
 use crate::model::{BatchItem, BatchSummary, Edge, RunSummary, Snapshot, WaitpointSummary, WaitpointTag};
 use crate::pages::{
-    Copied, Copies, CopiesFilter, EdgeFilter, FindWaitpointTags, List, ListBatchItems, ListBatches, ListEdges,
+    Copied, Copies, CopiesFilter, EdgesOf, FindWaitpointTags, List, ListBatchItems, ListBatches, ListEdges,
     ListExecutionSnapshots, ListRuns, ListWaitpointTags, ListWaitpoints, Lists, Page,
 };
 use crate::postgres::Filter;
@@ -42,8 +42,8 @@ impl Lists for RoutingRunStore {
 
     async fn list_edges(&self, list: &ListEdges, read: Read) -> Result<Page<Edge>> {
         match &list.filter {
-            EdgeFilter::OfRun(run) => self.owner_of(run).list_edges(list, read).await,
-            EdgeFilter::OfWaitpoint(_) => {
+            EdgesOf::OfRun(run) => self.owner_of(run).list_edges(list, read).await,
+            EdgesOf::OfWaitpoint(_) => {
                 self.list("list_edges", list, read, <dyn RunStore>::list_edges, CopiesFilter::Edges).await
             }
         }
@@ -125,6 +125,6 @@ impl MergedFilter for RunFilter {
 }
 
 impl MergedFilter for crate::pages::WaitpointFilter {}
-impl MergedFilter for crate::pages::BatchFilter {}
+impl MergedFilter for crate::pages::BatchListFilter {}
 impl MergedFilter for crate::pages::WaitpointTagFilter {}
-impl MergedFilter for EdgeFilter {}
+impl MergedFilter for EdgesOf {}

@@ -17,7 +17,7 @@ use crate::read::Read;
 use crate::residency::{Residency, Routable};
 use crate::waitpoints::{
     AppliedCompletion, CONNECTED_RUNS, CompleteWaitpoint, CompletionContext, CompletionPlace, CreateWaitpointOutcome,
-    KeyScope, NewWaitpoint, RetireKeyOutcome, RunWaitpoint, UpsertedWaitpoint, WaitpointSelection, WaitpointState,
+    KeyPlace, NewWaitpoint, RetireKeyOutcome, RunWaitpoint, UpsertedWaitpoint, WaitpointSelection, WaitpointState,
     WaitpointUpdate, Waitpoints,
 };
 
@@ -62,12 +62,12 @@ impl Waitpoints for RoutingRunStore {
         &self,
         environment: &EnvironmentId,
         key: &str,
-        scope: KeyScope,
+        scope: KeyPlace,
         read: Read,
     ) -> Result<Option<Waitpoint>> {
         let route = match scope {
-            KeyScope::Beside(owner) => Route::Owner(owner.residency()),
-            KeyScope::Everywhere => Route::Everywhere,
+            KeyPlace::Beside(owner) => Route::Owner(owner.residency()),
+            KeyPlace::Everywhere => Route::Everywhere,
         };
         let asked = self.asked(route).map(|leg| leg.store.find_waitpoint_by_key(environment, key, scope, read));
         Ok(merge::first(try_join_all(asked).await?))

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config as Cases, TestCaseError, TestRunner};
 use sea_orm::sqlx::{self, AssertSqlSafe, Row as _};
 use store::{
-    BatchFilter, BatchId, BatchItemFilter, BatchStatus, Cursor, CursorFault, Direction, EdgeFilter, EnvironmentId,
+    BatchId, BatchItemListFilter, BatchListFilter, BatchStatus, Cursor, CursorFault, Direction, EdgesOf, EnvironmentId,
     ErrorKind, FindRuns, FindWaitpointTags, InputProblem, List, ListEdges, ListRuns, ListWaitpointTags, ListWaitpoints,
     Order, OrderKey, Page, Read, Residency, Routable, RunFilter, RunId, RunStore, RunSummary, SnapshotFilter,
     WaitpointFilter, WaitpointOrderKey, WaitpointStatus, WaitpointTagFilter, WaitpointTagOrderKey, WaitpointType,
@@ -473,14 +473,14 @@ async fn pages_of_waitpoints_and_of_the_runs_of_a_token_are_served_by_an_index()
     wired.store().list_waitpoints(&list.after(page.next), Read::Primary).await?;
     check(format!("'{}', '{}', '{}', {}", environment(), last.created_at.to_rfc3339(), last.id, PAGE + 1)).await?;
 
-    let list = ListEdges::first(EdgeFilter::OfWaitpoint("hot".parse()?), PAGE);
+    let list = ListEdges::first(EdgesOf::OfWaitpoint("hot".parse()?), PAGE);
     let page = wired.store().list_edges(&list, Read::Primary).await?;
     let last = page.rows.last().expect("a page has rows").clone();
     reset();
     wired.store().list_edges(&list.after(page.next), Read::Primary).await?;
     check(format!("'hot', '{}', '{}', {}", last.created_at.to_rfc3339(), last.id, PAGE + 1)).await?;
 
-    let list = ListEdges::first(EdgeFilter::OfWaitpoint("hot".parse()?), 1_000);
+    let list = ListEdges::first(EdgesOf::OfWaitpoint("hot".parse()?), 1_000);
     let edges = all(list, async |list| wired.store().list_edges(list, Read::Primary).await).await?;
     assert_eq!(edges.len(), 4_000, "all runs that wait for the token, in both databases");
     assert!(edges.is_sorted_by_key(|edge| (edge.created_at, edge.id.clone())), "oldest first");
@@ -572,18 +572,18 @@ async fn batches_are_listed_by_age_over_both_databases_and_not_by_id() -> Result
         stores.databases().sql(side_of(residency), &sql).await?;
         expected.insert(0, batch.to_string());
     }
-    let found = async |filter: BatchFilter| -> Result<Vec<String>> {
+    let found = async |filter: BatchListFilter| -> Result<Vec<String>> {
         let list = List::first(filter, 2);
         let rows = all(list, async |list| stores.split().list_batches(list, Read::Primary).await).await?;
         Ok(rows.into_iter().map(|row| row.id).collect())
     };
-    let every = BatchFilter::of(environment());
+    let every = BatchListFilter::of(environment());
     assert_eq!(found(every.clone()).await?, expected);
-    let filter = BatchFilter { status: Some(vec![BatchStatus::Completed]), ..every.clone() };
+    let filter = BatchListFilter { status: Some(vec![BatchStatus::Completed]), ..every.clone() };
     assert_eq!(found(filter).await?, [&*expected[2], &expected[5], &expected[8]]);
-    let filter = BatchFilter { created_from: Some(moment(2)), created_before: Some(moment(4)), ..every };
+    let filter = BatchListFilter { created_from: Some(moment(2)), created_before: Some(moment(4)), ..every };
     assert_eq!(found(filter).await?, expected[5..7]);
-    assert_eq!(found(BatchFilter::of("env_of_another".parse()?)).await?, [""; 0]);
+    assert_eq!(found(BatchListFilter::of("env_of_another".parse()?)).await?, [""; 0]);
     Ok(())
 }
 
@@ -672,7 +672,7 @@ async fn snapshots_edges_and_items_are_listed_where_their_run_or_batch_lives() -
             );
             home.sql(&sql).await?;
         }
-        let list = ListEdges::first(EdgeFilter::OfRun(run), 1);
+        let list = ListEdges::first(EdgesOf::OfRun(run), 1);
         let edges = all(list, async |list| home.store().list_edges(list, Read::Primary).await).await?;
         let waitpoints: Vec<&str> = edges.iter().map(|edge| edge.waitpoint_id.as_str()).collect();
         assert_eq!(waitpoints, ["elsewhere0", "elsewhere1", "elsewhere2"], "{home}");
@@ -689,7 +689,7 @@ async fn snapshots_edges_and_items_are_listed_where_their_run_or_batch_lives() -
             home.sql(&sql).await?;
             expected.push(member.to_string());
         }
-        let list = List::first(BatchItemFilter::of(batch), 2);
+        let list = List::first(BatchItemListFilter::of(batch), 2);
         let items = all(list, async |list| home.store().list_batch_items(list, Read::Primary).await).await?;
         assert_eq!(items.into_iter().map(|item| item.task_run_id).collect::<Vec<_>>(), expected, "{home}");
     }
