@@ -477,7 +477,7 @@ async fn only_the_columns_of_the_shape_are_read_and_any_shape_will_do() -> Resul
         for wide in [r#""payload""#, r#""output""#, r#""metadata""#, r#""error""#] {
             assert!(!statements.iter().any(|sql| sql.contains(wide)), "{side}: {wide} in {statements:#?}");
         }
-        let names = r#"SELECT "task_run"."task_identifier", "task_run"."id" AS "related_key""#;
+        let names = r#"SELECT "task_run"."task_identifier" AS "task_identifier", "task_run"."id" AS "related_key","#;
         assert!(statements.iter().any(|sql| sql.starts_with(names)), "{side}: {statements:#?}");
     }
     Ok(())

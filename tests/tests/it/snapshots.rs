@@ -149,6 +149,7 @@ async fn a_snapshot_without_links_is_one_statement_and_each_100_waitpoints_are_o
         let run = home.create().await?;
         let recording = wired.proxy(home.side()).recording();
         recording.reset();
+        wired.proxy(home.side().other()).recording().reset();
         assert_eq!(places(&current(&home, &run, Read::Primary).await?), []);
         recording.check_statements(1);
 
