@@ -40,7 +40,7 @@ pub fn made(outcome: CreateWaitpointOutcome) -> Result<UpsertedWaitpoint> {
 pub async fn create_token(home: &Home<'_>, residency: Residency) -> Result<WaitpointId> {
     let new = token_in(home, residency);
     let id = new.id.clone();
-    made(home.store().create_waitpoint(new).await?)?;
+    let _made = made(home.store().create_waitpoint(new).await?)?;
     Ok(id)
 }
 

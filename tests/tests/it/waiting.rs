@@ -325,7 +325,7 @@ async fn a_run_that_does_not_wait_is_left_alone_and_keeps_its_edges() -> Result<
         }
         // Nothing holds it up.
         let run = home.create_in(ExecutingWithWaitpoints).await?;
-        resumed(resume(home.store().as_ref(), &run.id).await?)?;
+        let _resumed = resumed(resume(home.store().as_ref(), &run.id).await?)?;
 
         let missing = RunId::mint(home.residency());
         let error = resume(home.store().as_ref(), &missing).await.expect_err("there is no such run");
@@ -358,7 +358,7 @@ async fn a_waitpoint_that_is_nowhere_or_of_another_environment_does_not_count_as
             let mut foreign = token_in(&home, place);
             foreign.environment = tests::runs::environment().id;
             let id = foreign.id.clone();
-            tests::waits::made(home.store().create_waitpoint(foreign).await?)?;
+            let _made = tests::waits::made(home.store().create_waitpoint(foreign).await?)?;
             let _done = home.store().complete_waitpoint(&id, completion("secret")).await?;
             let _blocked = block(&home, &run.id, &[&id]).await?;
             let error = resume(home.store().as_ref(), &run.id).await.expect_err("it is another tenant's");
@@ -423,7 +423,7 @@ async fn a_wait_costs_what_its_contract_says() -> Result<()> {
                     Side::ControlPlane => check("complete_waitpoint", control_plane, run_ops),
                     Side::RunOps => check("complete_waitpoint", run_ops, control_plane),
                 }
-                resumed(resume(home.store().as_ref(), &run.id).await?)?;
+                let _resumed = resumed(resume(home.store().as_ref(), &run.id).await?)?;
                 check("resume_unblocked_run", 3, far);
             }
         }
@@ -548,7 +548,7 @@ async fn a_resume_does_not_pass_by_a_block_that_comes_while_it_writes() -> Resul
             came?;
             let outcome = outcome?;
             if comes == Comes::AfterTheResume {
-                resumed(outcome)?;
+                let _resumed = resumed(outcome)?;
             } else {
                 let expected = ResumeOutcome::StillBlocked { pending: [second.clone()].into() };
                 assert_eq!(outcome, expected, "{quiet}, {comes:?}: the second wait was passed by");
