@@ -41,6 +41,8 @@ pub enum Change {
     /// The connection was lost while the change was being committed: it may have been applied or not. Read the row on
     /// the primary before repeating the operation.
     Unknown,
+    /// The change was committed; what failed came after it. Repeat the operation: its contract says what that does.
+    Applied,
 }
 
 /// What went wrong. The list is closed for the store, and open for its readers.
@@ -440,6 +442,15 @@ impl StoreError {
         self
     }
 
+    /// The failure of a step that came after a step whose change is committed.
+    #[must_use]
+    pub(crate) fn after_a_change(mut self) -> Self {
+        if self.0.change == Change::NotApplied {
+            self.0.change = Change::Applied;
+        }
+        self
+    }
+
     /// Replaces the kind by what it means for the operation at hand.
     #[must_use]
     pub(crate) fn with_kind(mut self, kind: ErrorKind) -> Self {
@@ -465,6 +476,7 @@ impl fmt::Display for StoreError {
         match self.0.change {
             Change::NotApplied => Ok(()),
             Change::Unknown => f.write_str("; whether the change was applied is unknown"),
+            Change::Applied => f.write_str("; the change was applied before"),
         }
     }
 }

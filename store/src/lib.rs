@@ -125,7 +125,7 @@ pub use transitions::{
     RescheduleOutcome, RescheduleRun, ResumeFromCheckpoint, ResumeQueuedExecuting, RetryInPlace, RewriteDebouncedRun,
     RewriteOutcome, SkipReason, StartAttempt, SuspendForCheckpoint, SuspendForCheckpointOutcome, Transitions, Usage,
 };
-pub use units::Units;
+pub use units::{CommittedUnit, RunChange, RunUnit, Units, in_unit};
 pub use waiting::{
     BlockRunWithBatch, BlockedByBatch, BlockedRun, MarkBlocked, NotWaiting, ResumeOutcome, ResumeRun, Waiting,
 };

@@ -152,7 +152,8 @@ pub const TRANSITIONS: &[(Operation, Sources, ExecutionStatus)] = &[
     (Operation::CreateRun, Sources::Nothing, RunCreated),
     (Operation::CreateCancelledRun, Sources::Nothing, Finished),
     (Operation::LockRunToWorker, Sources::States(&[Queued]), PendingExecuting),
-    (Operation::StartAttempt, Sources::States(&[PendingExecuting]), Executing),
+    // From `EXECUTING` too: the next attempt in the process that has the run, after the last one failed.
+    (Operation::StartAttempt, Sources::States(&[PendingExecuting, Executing]), Executing),
     (
         Operation::CompleteAttemptSuccess,
         Sources::States(&[Executing, ExecutingWithWaitpoints, PendingCancel]),

@@ -67,14 +67,16 @@ pub trait Waiting: Waitpoints {
     /// Holds a run up until waitpoints are complete: writes the edges, marks the run, and sees whether there is anything
     /// to wait for.
     ///
-    /// Repeating it does no harm, and a caller that does not know whether a call went through to its end has to.
+    /// Repeating it does no harm, and a caller that does not know whether a call went through to its end has to. The id of
+    /// the snapshot is always a new one, whatever `snapshot` says.
     /// Statements: those of [`block_run_with_waitpoint_edges`](crate::Edges::block_run_with_waitpoint_edges),
     /// [`mark_blocked`](Waiting::mark_blocked) and
     /// [`count_pending_waitpoints`](Waitpoints::count_pending_waitpoints): four on the owner, once nobody interferes, and
     /// one on the other database if not all waitpoints are beside the run.
     /// Effects: tell the worker; resume the run, if nothing is pending.
-    /// Errors: `IllegalTransition` if the run is in no state in which it can wait; its edges are written then, and do no
-    /// harm.
+    /// Errors: `IllegalTransition` if the run is in no state in which it can wait; its edges are written then, and go when
+    /// its next attempt starts or it is over. An error after the edges were written says so
+    /// ([`Change::Applied`](crate::Change::Applied)).
     async fn block_run(&self, run: &RunId, input: BlockRun, snapshot: SnapshotDetails) -> Result<BlockedRun> {
         let operation = "block_run";
         let named = |error: StoreError| error.in_operation(operation);
@@ -83,6 +85,10 @@ pub trait Waiting: Waitpoints {
             return Err(StoreError::new(operation, None, kind));
         }
         let edges = self.block_run_with_waitpoint_edges(run, &input).await.map_err(named)?;
+        // From here on the edges are there.
+        let named = |error: StoreError| error.in_operation(operation).after_a_change();
+        // A repeated call may find a run that has gone on since; it is marked once more, by another snapshot.
+        let snapshot = SnapshotDetails { id: None, ..snapshot };
         let mark = MarkBlocked { from: None, batch: input.batch, snapshot };
         let mut transition = self.mark_blocked(run, mark).await.map_err(named)?;
         let states = self.count_pending_waitpoints_with_presence(&input.waitpoints, Some(run), Read::Primary).await;
@@ -100,7 +106,8 @@ pub trait Waiting: Waitpoints {
     ///
     /// A waitpoint that is there does not prove that the run is blocked: whoever made it may have died. So the run is
     /// blocked in either case, which changes nothing if it is blocked already.
-    /// Statements: one, and those of [`block_run`](Waiting::block_run).
+    /// Statements: one, and those of [`block_run`](Waiting::block_run). Effects: those too, and to look whether the batch is
+    /// over, for it may have been before its waitpoint was there.
     /// Errors: those of [`block_run`](Waiting::block_run) and [`upsert_waitpoint`](Waitpoints::upsert_waitpoint):
     /// `NotFound` if there is no such batch, `CrossStoreReference` if it belongs to another database than the run.
     async fn block_run_with_created_batch(&self, run: &RunId, input: BlockRunWithBatch) -> Result<BlockedByBatch> {
@@ -119,7 +126,12 @@ pub trait Waiting: Waitpoints {
         let upserted = self.upsert_waitpoint(new).await.map_err(named)?;
         let waitpoint = WaitpointId::stored(&upserted.waitpoint.id);
         let block = BlockRun { batch: Some(batch), ..BlockRun::by(vec![waitpoint.clone()], project) };
-        let blocked = self.block_run(run, block, snapshot).await.map_err(named)?;
+        let mut blocked = self.block_run(run, block, snapshot).await.map_err(named)?;
+        if !blocked.pending.is_empty() {
+            // The batch may have been over before its waitpoint was there.
+            blocked.transition.effects.push(Effect::TryCompleteBatch { batch });
+            in_order(&mut blocked.transition.effects);
+        }
         Ok(BlockedByBatch { waitpoint, made: upserted.made, blocked })
     }
 

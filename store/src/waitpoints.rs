@@ -204,7 +204,8 @@ pub trait Waitpoints: Edges {
         Ok(PendingWaitpoints { pending, present: found.into_keys().collect() })
     }
 
-    /// Changes a waitpoint and returns the stored row.
+    /// Changes a waitpoint and returns the stored row. A date that is moved moves no timer: its
+    /// [`FinishWaitpoint`](Job::FinishWaitpoint) is for the caller to arm again.
     ///
     /// Routing: located on primaries, `beside` first. Statements: one for each database looked into.
     /// Errors: `NotFound` if it is nowhere.
@@ -248,9 +249,30 @@ pub trait Waitpoints: Edges {
             return Err(StoreError::not_found(operation, None, Entity::Waitpoint));
         };
         let waiting = EdgeFilter { waitpoint: Some(id.clone()), ..EdgeFilter::default() };
-        let edges = self.find_many_task_run_waitpoints(&waiting, None, Read::Primary).await.map_err(named)?;
+        let edges = self.find_many_task_run_waitpoints(&waiting, None, Read::Primary).await;
+        let edges = edges.map_err(|error| named(error).after_a_change())?;
         let effects = wake_ups(id, &waitpoint, &edges);
         Ok(WaitpointCompletion { waitpoint, first, edges, effects, token })
+    }
+
+    /// Finds the runs that a completed waitpoint wakes, as [`complete_waitpoint`](Waitpoints::complete_waitpoint) does: for
+    /// one that was completed together with its batch ([`WakeWaiters`](Effect::WakeWaiters)). A pending one wakes nobody.
+    ///
+    /// Routing: every database, on primaries. Statements: one for each database to find the waitpoint, one for each to find
+    /// the edges. Effects: as there. Errors: `NotFound` if it is nowhere.
+    async fn wake_waiters(&self, id: &WaitpointId, beside: Option<&RunId>) -> Result<WaitpointCompletion> {
+        let operation = "wake_waiters";
+        let named = |error: StoreError| error.in_operation(operation);
+        let found = self.find_waitpoint_on_primary(id, beside).await.map_err(named)?;
+        let waitpoint = found.ok_or_else(|| StoreError::not_found(operation, None, Entity::Waitpoint))?;
+        let edges = if waitpoint.status == WaitpointStatus::Completed {
+            let waiting = EdgeFilter { waitpoint: Some(id.clone()), ..EdgeFilter::default() };
+            self.find_many_task_run_waitpoints(&waiting, None, Read::Primary).await.map_err(named)?
+        } else {
+            Vec::new()
+        };
+        let effects = wake_ups(id, &waitpoint, &edges);
+        Ok(WaitpointCompletion { waitpoint, first: Made::Before, edges, effects, token: Token::default() })
     }
 
     /// The first half of [`complete_waitpoint`](Waitpoints::complete_waitpoint), which is the method to call: completes a
@@ -358,9 +380,8 @@ pub enum WaitpointKind {
         /// The date.
         at: DateTime<Utc>,
     },
-    /// The end of a run.
-    Run(RunId),
-    /// The end of a batch.
+    /// The end of a batch. That of a run completes the waitpoint of
+    /// [`get_or_create_run_waitpoint`](Waitpoints::get_or_create_run_waitpoint), which no end can miss.
     Batch(BatchId),
 }
 
@@ -369,7 +390,6 @@ impl WaitpointKind {
         match self {
             WaitpointKind::Manual { .. } => WaitpointType::Manual,
             WaitpointKind::DateTime { .. } => WaitpointType::Datetime,
-            WaitpointKind::Run(_) => WaitpointType::Run,
             WaitpointKind::Batch(_) => WaitpointType::Batch,
         }
     }
@@ -401,8 +421,6 @@ pub enum CreateWaitpointOutcome {
     Created(Box<UpsertedWaitpoint>),
     /// Another waitpoint of the environment has its key, expired or not.
     KeyTaken,
-    /// The run that is to complete it has a waitpoint already.
-    RunHasOne,
 }
 
 /// A waitpoint that is there now, and whether it was before.

@@ -29,7 +29,6 @@ pub fn made(outcome: CreateWaitpointOutcome) -> Result<UpsertedWaitpoint> {
     match outcome {
         CreateWaitpointOutcome::Created(created) => Ok(*created),
         CreateWaitpointOutcome::KeyTaken => bail!("the key of the waitpoint is taken"),
-        CreateWaitpointOutcome::RunHasOne => bail!("the run has a waitpoint already"),
     }
 }
 

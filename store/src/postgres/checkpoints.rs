@@ -17,23 +17,8 @@ use crate::residency::Routable;
 impl<S: Schema> Checkpoints for PgRunStore<S> {
     async fn create_task_run_checkpoint(&self, owner: &RunId, input: NewCheckpoint) -> Result<Checkpoint> {
         let operation = "create_task_run_checkpoint";
-        check::<S>(owner, &input).map_err(|kind| StoreError::new(operation, Some(S::RESIDENCY), kind))?;
-        let NewCheckpoint { id, kind, location, image_ref, reason, metadata, project, environment } = input;
-        let id = id.unwrap_or_else(CheckpointId::mint);
-        let now = stamp(self.clock.now());
-        let row = Checkpoint {
-            friendly_id: id.friendly(),
-            id: id.to_string(),
-            r#type: kind,
-            location,
-            image_ref,
-            reason,
-            metadata,
-            project_id: project.to_string(),
-            runtime_environment_id: environment.to_string(),
-            created_at: now,
-            updated_at: now,
-        };
+        let row = checkpoint_row(self, owner, input);
+        let row = row.map_err(|kind| StoreError::new(operation, Some(S::RESIDENCY), kind))?;
         self.database.execute(operation, &S::Checkpoint::insert_row(row.clone())).await?;
         Ok(row)
     }
@@ -50,6 +35,31 @@ impl<S: Schema> Checkpoints for PgRunStore<S> {
         let query = S::Checkpoint::rows().filter(CheckpointColumn::Id.eq(id.as_str())).into_query();
         self.database.one("find_task_run_checkpoint", read, &query).await
     }
+}
+
+/// The row of a new checkpoint.
+pub(super) fn checkpoint_row<S: Schema>(
+    store: &PgRunStore<S>,
+    owner: &RunId,
+    input: NewCheckpoint,
+) -> Result<Checkpoint, ErrorKind> {
+    check::<S>(owner, &input)?;
+    let NewCheckpoint { id, kind, location, image_ref, reason, metadata, project, environment } = input;
+    let id = id.unwrap_or_else(CheckpointId::mint);
+    let now = stamp(store.clock.now());
+    Ok(Checkpoint {
+        friendly_id: id.friendly(),
+        id: id.to_string(),
+        r#type: kind,
+        location,
+        image_ref,
+        reason,
+        metadata,
+        project_id: project.to_string(),
+        runtime_environment_id: environment.to_string(),
+        created_at: now,
+        updated_at: now,
+    })
 }
 
 fn check<S: Schema>(owner: &RunId, input: &NewCheckpoint) -> Result<(), ErrorKind> {

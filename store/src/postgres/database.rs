@@ -111,7 +111,7 @@ impl Database {
         statement: Statement,
     ) -> Result<Vec<M>> {
         let rows = self.write_rows(operation, statement).await?;
-        decode(rows).map_err(|error| self.decode_error(operation, &error))
+        decode(rows).map_err(|error| self.decode_error(operation, &error).after_a_change())
     }
 
     /// As [`Database::write`], not decoded, for a statement given as text.
@@ -235,6 +235,9 @@ impl Unit<'_> {
     }
 }
 
+/// How long an idle connection may take to show that its server is there.
+const PING_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// Closes those idle connections of a pool that have lost their server.
 ///
 /// Where one has, as after a restart or a fail-over, the others have too. Each would fail a call, and a read that is
@@ -243,7 +246,9 @@ async fn close_dead_connections(copy: &DatabaseConnection) {
     let pool = copy.get_postgres_connection_pool();
     for _ in 0..pool.num_idle() {
         let Some(mut connection) = pool.try_acquire() else { return };
-        if connection.ping().await.is_err() {
+        // A server that cannot be reached any more may never say so.
+        let answer = tokio::time::timeout(PING_TIMEOUT, connection.ping()).await;
+        if !matches!(answer, Ok(Ok(()))) {
             // There is nobody to take leave of: that this fails too says nothing new.
             let _ = connection.close().await;
         }

@@ -43,15 +43,15 @@ pub(super) async fn create_execution_snapshot<S: Schema>(
         unit.abandon().await;
         return Err(missing());
     };
-    let (snapshot, waitpoint) = current_snapshot::<S>(&unit, id).await?.unzip();
-    let seen = Seen { run, snapshot, waitpoint: waitpoint.flatten(), version: None };
+    let (snapshot, waitpoint) = current_snapshot::<S>(&unit, id).await?;
+    let seen = Seen { run, snapshot, waitpoint, version: None };
     let (snapshot, write) = written::<S>(store, id, &input, &minted, seen);
     unit.execute(&write).await?;
     unit.commit().await?;
     Ok(snapshot)
 }
 
-fn check(id: &RunId, input: &CreateExecutionSnapshot) -> Result<(), ErrorKind> {
+pub(super) fn check(id: &RunId, input: &CreateExecutionSnapshot) -> Result<(), ErrorKind> {
     check_snapshot(&input.snapshot)?;
     optional("error", input.error.as_deref())?;
     json("metadata", input.metadata.as_ref())?;
@@ -65,7 +65,7 @@ fn check(id: &RunId, input: &CreateExecutionSnapshot) -> Result<(), ErrorKind> {
 }
 
 /// The snapshot, and the statement that writes it if the run is still the version that was seen.
-fn written<S: Schema>(
+pub(super) fn written<S: Schema>(
     store: &PgRunStore<S>,
     id: &RunId,
     input: &CreateExecutionSnapshot,

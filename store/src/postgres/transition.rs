@@ -233,8 +233,15 @@ pub(super) async fn transition<S: Schema, T: Send>(
     let refuse = |kind| store.refuse(operation, kind);
     let asked = Asked { operation, id, from, details: &details };
     let tries = if store.hook.is_some() { 0 } else { OPTIMISTIC_TRIES };
+    let mut missed: Option<String> = None;
     for _ in 0..tries {
         let seen = read_seen(store, operation, id).await?.ok_or_else(|| refuse(ErrorKind::NotFound(Entity::Run)))?;
+        if missed.is_some() && missed == seen.version {
+            // Nobody wrote the run, so it can only be the edges: one came or went after they were read.
+            let current = seen.snapshot.as_ref().map(|snapshot| SnapshotId::stored(&snapshot.id));
+            return Err(refuse(ErrorKind::StaleSnapshot { current }));
+        }
+        missed.clone_from(&seen.version);
         let plan = asked.plan::<S, T>(seen, store.clock.now(), &decide).map_err(refuse)?;
         let is_done = match &plan.write {
             None => true,
@@ -250,8 +257,8 @@ pub(super) async fn transition<S: Schema, T: Send>(
         unit.abandon().await;
         return Err(refuse(ErrorKind::NotFound(Entity::Run)));
     };
-    let (snapshot, waitpoint) = current_snapshot::<S>(&unit, id).await?.unzip();
-    let seen = Seen { run, snapshot, waitpoint: waitpoint.flatten(), version: None };
+    let (snapshot, waitpoint) = current_snapshot::<S>(&unit, id).await?;
+    let seen = Seen { run, snapshot, waitpoint, version: None };
     let mut plan = match asked.plan::<S, T>(seen, store.clock.now(), &decide) {
         Ok(plan) => plan,
         Err(kind) => {
@@ -267,7 +274,7 @@ pub(super) async fn transition<S: Schema, T: Send>(
     if let Some(write) = &plan.write
         && unit.execute(write).await?.rows_affected() == 0
     {
-        // The run is locked, so it can only be the edges: one came or went after they were read.
+        // The run is locked, so it can only be the edges.
         let current = plan.previous.as_deref().map(SnapshotId::stored);
         unit.abandon().await;
         return Err(refuse(ErrorKind::StaleSnapshot { current }));
@@ -428,14 +435,9 @@ pub(super) async fn read_seen<S: Schema>(
 }
 
 fn decode_seen(row: &QueryResult) -> Result<Seen, DbErr> {
-    let has_snapshot: Option<String> = row.try_get(SNAPSHOT, "id")?;
-    let waitpoint: Option<String> = row.try_get("", "pending_waitpoint_id")?;
-    Ok(Seen {
-        run: Run::from_query_result(row, "")?,
-        snapshot: has_snapshot.map(|_| Snapshot::from_query_result(row, SNAPSHOT)).transpose()?,
-        waitpoint: waitpoint.as_deref().map(WaitpointId::stored),
-        version: Some(row.try_get("", "version")?),
-    })
+    let (snapshot, waitpoint) = decode_snapshot(row)?;
+    let version = Some(row.try_get("", "version")?);
+    Ok(Seen { run: Run::from_query_result(row, "")?, snapshot, waitpoint, version })
 }
 
 /// A statement with one parameter, the run's id.
@@ -460,21 +462,36 @@ pub(super) async fn lock_run<S: Schema>(unit: &Unit<'_>, id: &RunId) -> Result<O
     Ok(unit.all::<Run>(&query).await?.into_iter().next())
 }
 
-/// The current snapshot, and the pending waitpoint that waits for the run.
+/// The current snapshot, and the pending waitpoint that waits for the run. A run that was born failed has no snapshot, and
+/// may have a waitpoint all the same.
 pub(super) async fn current_snapshot<S: Schema>(
     unit: &Unit<'_>,
     id: &RunId,
-) -> Result<Option<(Snapshot, Option<WaitpointId>)>> {
-    let id = || Expr::val(id.as_str());
-    let mut query = newest_valid::<S>(id());
-    query.expr_as(Expr::SubQuery(None, Box::new(pending_waitpoint::<S>(id()).into())), "pending_waitpoint_id");
+) -> Result<(Option<Snapshot>, Option<WaitpointId>)> {
+    let mut query = Query::select();
+    for column in SnapshotColumn::iter() {
+        query.expr_as(Expr::col(("snapshot", column.as_str())), format!("{SNAPSHOT}{}", column.as_str()));
+    }
+    let waitpoint = pending_waitpoint::<S>(Expr::val(id.as_str()));
+    query
+        .expr_as(Expr::SubQuery(None, Box::new(waitpoint.into())), "pending_waitpoint_id")
+        .from_subquery(Query::select().expr_as(Expr::cust("1"), "one").to_owned(), "asked")
+        .join_lateral(
+            sea_orm::sea_query::JoinType::LeftJoin,
+            newest_valid::<S>(Expr::val(id.as_str())),
+            "snapshot",
+            Expr::cust("TRUE"),
+        );
     let rows = unit.rows(DbBackend::Postgres.build(&query)).await?;
-    let Some(row) = rows.first() else { return Ok(None) };
-    let decoded = Snapshot::from_query_result(row, "").and_then(|snapshot| {
-        let waitpoint: Option<String> = row.try_get("", "pending_waitpoint_id")?;
-        Ok((snapshot, waitpoint.as_deref().map(WaitpointId::stored)))
-    });
-    decoded.map(Some).map_err(|error| unit.decode_error(&error))
+    let Some(row) = rows.first() else { return Ok((None, None)) };
+    decode_snapshot(row).map_err(|error| unit.decode_error(&error))
+}
+
+fn decode_snapshot(row: &QueryResult) -> Result<(Option<Snapshot>, Option<WaitpointId>), DbErr> {
+    let has_snapshot: Option<String> = row.try_get(SNAPSHOT, "id")?;
+    let snapshot = has_snapshot.map(|_| Snapshot::from_query_result(row, SNAPSHOT)).transpose()?;
+    let waitpoint: Option<String> = row.try_get("", "pending_waitpoint_id")?;
+    Ok((snapshot, waitpoint.as_deref().map(WaitpointId::stored)))
 }
 
 /// The newest valid snapshot of a run: latest by `created_at`, greatest id among equals.
@@ -650,7 +667,7 @@ fn has_exactly<S: Schema>(id: &RunId, edges: &[EdgeId]) -> Expr {
     Expr::tuple([Expr::cust("TRUE"), Expr::cust("TRUE")]).in_subquery(of_run)
 }
 
-fn any_edge(edges: &[EdgeId]) -> Expr {
+pub(super) fn any_edge(edges: &[EdgeId]) -> Expr {
     let ids = edges.iter().map(EdgeId::to_string).collect();
     EdgeColumn::Id.into_expr().eq(sea_orm::sea_query::extension::postgres::PgFunc::any(Expr::val(text_array(ids))))
 }
@@ -658,7 +675,7 @@ fn any_edge(edges: &[EdgeId]) -> Expr {
 /// Writes `columns` and `updated_at` of the row, if it still has `version`.
 ///
 /// `before` is there in debug builds, to see that nothing else has changed: the returned row would not be the stored one.
-fn update<S: Schema>(
+pub(super) fn update<S: Schema>(
     before: Option<&Run>,
     after: &Run,
     columns: &[RunColumn],

@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use super::PgRunStore;
 use super::schema::Schema;
 use super::transition::{Carry, Completed, Current, Decision, Done, Edges, Keep, Next, Stay, transition};
-use super::transitions::{become_, notify};
+use super::transitions::{become_, is_own_write, notify, repeated};
 use crate::edges::EdgeWithWaitpoint;
 use crate::error::{ErrorKind, Result};
 use crate::ids::{EdgeId, RunId, WaitpointId};
@@ -85,14 +85,22 @@ async fn resume_run_with_edges<S: Schema>(
     input: ResumeRun,
 ) -> Result<ResumeOutcome> {
     let pending = pending_of(edges);
-    if !pending.is_empty() {
-        return Ok(ResumeOutcome::StillBlocked { pending });
-    }
     let operation = Operation::ResumeUnblockedRun;
     let ResumeRun { from, snapshot } = input;
     let found: Vec<EdgeId> = edges.iter().map(|edge| EdgeId::stored(&edge.edge.id)).collect();
     let completed: Vec<Completed> = edges.iter().map(completed).collect();
     let done = transition(store, operation, id, from.as_ref(), snapshot, |current| {
+        // First of all, for the edges may be others by now.
+        if let Some(state) = current.state().filter(|_| is_own_write(&current)) {
+            let effect = went_on(id, &current, state);
+            let answer =
+                if state == ExecutionStatus::Queued { ResumeOutcome::Requeued } else { ResumeOutcome::Resumed };
+            return Ok(repeated(id, current, vec![effect], answer));
+        }
+        if !pending.is_empty() {
+            let pending = pending.clone();
+            return Ok(Decision::leave(current, Vec::new(), |_| ResumeOutcome::StillBlocked { pending }));
+        }
         let to = match next_state(&current)? {
             Ok(to) => to,
             Err(reason) => {
@@ -101,11 +109,7 @@ async fn resume_run_with_edges<S: Schema>(
         };
         check_environment(&current.run, edges)?;
         let is_requeued = to == ExecutionStatus::Queued;
-        let effect = if is_requeued {
-            Effect::Publish { run: *id, entry: Entry::Again }
-        } else {
-            notify(id, current.next_snapshot.as_str(), to)
-        };
+        let effect = went_on(id, &current, to);
         become_(Next {
             run: current.run,
             columns: &[],
@@ -133,13 +137,20 @@ async fn resume_run_with_edges<S: Schema>(
     })
 }
 
+/// What has to happen when a run goes on in this state.
+fn went_on(id: &RunId, current: &Current, state: ExecutionStatus) -> Effect {
+    if state == ExecutionStatus::Queued {
+        Effect::Publish { run: *id, entry: Entry::Again }
+    } else {
+        notify(id, current.next_snapshot.as_str(), state)
+    }
+}
+
 /// The state in which a waiting run goes on, or why it does not wait.
 fn next_state(current: &Current) -> Result<Result<ExecutionStatus, NotWaiting>, ErrorKind> {
-    let Current { run, snapshot, is_repeat, .. } = current;
+    let Current { run, snapshot, .. } = current;
     let state = current.state();
     match state {
-        // An earlier call has written it.
-        Some(state @ (ExecutionStatus::Executing | ExecutionStatus::Queued)) if *is_repeat => Ok(Ok(state)),
         Some(ExecutionStatus::ExecutingWithWaitpoints | ExecutionStatus::Suspended) if is_final(run.status) => {
             Ok(Err(NotWaiting::Over(run.status)))
         }

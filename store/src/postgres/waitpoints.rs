@@ -170,9 +170,6 @@ async fn create_waitpoint<S: Schema>(store: &PgRunStore<S>, input: NewWaitpoint)
     match insert_waitpoint("create_waitpoint", store, input, Conflict::Fail).await {
         Ok(created) => Ok(CreateWaitpointOutcome::Created(Box::new(created))),
         Err(error) if is_taken(&error, Constraint::UqWaitpointEnvIdemKey) => Ok(CreateWaitpointOutcome::KeyTaken),
-        Err(error) if is_taken(&error, Constraint::UqWaitpointCompletedByTaskRunId) => {
-            Ok(CreateWaitpointOutcome::RunHasOne)
-        }
         Err(error) => Err(error),
     }
 }
@@ -196,9 +193,8 @@ async fn insert_waitpoint<S: Schema>(
     let (rows, effects) =
         write_rows::<S, Waitpoint>(store, operation, &statement, |rows| rows.iter().flat_map(timers).collect()).await?;
     let Some(waitpoint) = rows.into_iter().next() else {
-        // There was nobody to put it beside.
-        let entity = if matches!(kind, WaitpointKind::Batch(_)) { Entity::Batch } else { Entity::Run };
-        return Err(refuse(ErrorKind::NotFound(entity)));
+        // The batch that is to complete it is not there; all others are inserted whatever there is.
+        return Err(refuse(ErrorKind::NotFound(Entity::Batch)));
     };
     let made = if waitpoint.id == row.id { Made::Now } else { Made::Before };
     Ok(UpsertedWaitpoint { waitpoint, made, effects, token: store.database.token() })
@@ -232,7 +228,6 @@ async fn write_rows<S: Schema, M: FromQueryResult + Sync>(
 fn check_new<S: Schema>(input: &NewWaitpoint) -> Result<(), ErrorKind> {
     let home = input.placement.residency();
     let completed_by = match input.kind {
-        WaitpointKind::Run(run) => Some(("kind.run", run.residency())),
         WaitpointKind::Batch(batch) => Some(("kind.batch", batch.residency())),
         WaitpointKind::Manual { .. } | WaitpointKind::DateTime { .. } => None,
     };
@@ -269,18 +264,15 @@ fn new_row(input: NewWaitpoint, now: DateTimeWithTimeZone) -> Waitpoint {
         user_provided_idempotency_key: is_users,
         idempotency_key_expires_at: expires_at,
         inactive_idempotency_key: None,
-        completed_by_task_run_id: match kind {
-            WaitpointKind::Run(run) => Some(run.to_string()),
-            WaitpointKind::Manual { .. } | WaitpointKind::DateTime { .. } | WaitpointKind::Batch(_) => None,
-        },
+        completed_by_task_run_id: None,
         completed_after: match kind {
             WaitpointKind::Manual { timeout } => timeout.map(stamp),
             WaitpointKind::DateTime { at } => Some(stamp(at)),
-            WaitpointKind::Run(_) | WaitpointKind::Batch(_) => None,
+            WaitpointKind::Batch(_) => None,
         },
         completed_by_batch_id: match kind {
             WaitpointKind::Batch(batch) => Some(batch.to_string()),
-            WaitpointKind::Manual { .. } | WaitpointKind::DateTime { .. } | WaitpointKind::Run(_) => None,
+            WaitpointKind::Manual { .. } | WaitpointKind::DateTime { .. } => None,
         },
         output: None,
         output_type: "application/json".to_owned(),
@@ -293,15 +285,12 @@ fn new_row(input: NewWaitpoint, now: DateTimeWithTimeZone) -> Waitpoint {
     }
 }
 
-/// Inserts the row if the run or batch that completes it exists, and returns it, or the row that has its key.
+/// Inserts the row if the batch that completes it exists, and returns it, or the row that has its key.
 fn insert<S: Schema>(kind: WaitpointKind, row: &Waitpoint, conflict: Conflict) -> WithQuery {
     const OWNER: &str = "owner";
     let mut owner = Query::select();
     owner.expr_as(Expr::cust("1"), "one");
     match kind {
-        WaitpointKind::Run(run) => {
-            owner.from(S::TaskRun::default()).and_where(RunColumn::Id.eq(run.as_str()));
-        }
         WaitpointKind::Batch(batch) => {
             owner.from(S::Batch::default()).and_where(BatchColumn::Id.eq(batch.as_str()));
         }
@@ -680,7 +669,12 @@ async fn apply_completion<S: Schema>(
     checked.and_then(|()| text("output.output_type", &output.output_type)).map_err(refuse)?;
 
     let statement = completion::<S>(id, input, stamp(store.clock.now()));
-    let rows = store.database.write::<Completion>(operation, &statement).await?;
+    // The rows of the edges are elsewhere; a hook can see to it that they are looked for.
+    let woken = |rows: &[Completion]| match rows.iter().any(|row| row.waitpoint.status == WaitpointStatus::Completed) {
+        true => vec![Effect::WakeWaiters { waitpoint: id.clone() }],
+        false => Vec::new(),
+    };
+    let (rows, _) = write_rows::<S, Completion>(store, operation, &statement, woken).await?;
     let Some(Completion { waitpoint, is_first }) = rows.into_iter().next() else { return Ok(None) };
     let token = store.database.token();
     if is_first || waitpoint.status == WaitpointStatus::Completed {

@@ -3,8 +3,8 @@
 use anyhow::{Context, Result};
 use chrono::{Duration, Utc};
 use store::{
-    CompletionContext, CompletionPin, CompletionPlace, CompletionRoute, CreateWaitpointOutcome, Effect, Entity,
-    ErrorKind, Job, Made, NewWaitpoint, Owner, Placement, Read, Residency, RunId, WaitpointId, WaitpointKey,
+    BatchId, CompletionContext, CompletionPin, CompletionPlace, CompletionRoute, CreateWaitpointOutcome, Effect,
+    Entity, ErrorKind, Job, Made, NewWaitpoint, Owner, Placement, Read, Residency, RunId, WaitpointId, WaitpointKey,
     WaitpointKind, WaitpointStatus, WaitpointUpdate,
 };
 use tests::Side;
@@ -19,7 +19,6 @@ async fn a_waitpoint_is_stored_as_it_is_returned_in_its_place() -> Result<()> {
         let kinds = [
             (Placement::In(home.residency()), WaitpointKind::Manual { timeout: Some(moment(5)) }),
             (Placement::Beside(Owner::Run(run)), WaitpointKind::DateTime { at: moment(7) }),
-            (Placement::Beside(Owner::Run(run)), WaitpointKind::Run(run)),
             (Placement::Beside(Owner::Batch(batch)), WaitpointKind::Batch(batch)),
         ];
         for (placement, kind) in kinds {
@@ -35,15 +34,13 @@ async fn a_waitpoint_is_stored_as_it_is_returned_in_its_place() -> Result<()> {
             let is_dated = matches!(kind, WaitpointKind::Manual { .. } | WaitpointKind::DateTime { .. });
             assert_eq!(armed, is_dated, "{home}: {kind:?}");
         }
-        let second = NewWaitpoint { kind: WaitpointKind::Run(run), ..token_in(&home, home.residency()) };
-        assert_eq!(home.store().create_waitpoint(second).await?, CreateWaitpointOutcome::RunHasOne, "{home}");
-        let missing = RunId::mint(home.residency());
-        let nobody = NewWaitpoint { kind: WaitpointKind::Run(missing), ..token_in(&home, home.residency()) };
-        let error = home.store().create_waitpoint(nobody).await.expect_err("there is no such run");
-        assert_eq!(*error.kind(), ErrorKind::NotFound(Entity::Run), "{home}");
+        let missing = BatchId::mint(home.residency());
+        let nobody = NewWaitpoint { kind: WaitpointKind::Batch(missing), ..token_in(&home, home.residency()) };
+        let error = home.store().create_waitpoint(nobody).await.expect_err("there is no such batch");
+        assert_eq!(*error.kind(), ErrorKind::NotFound(Entity::Batch), "{home}");
         let other = if home.residency() == Residency::RunOps { Residency::ControlPlane } else { Residency::RunOps };
-        let elsewhere = RunId::mint(other);
-        let apart = NewWaitpoint { kind: WaitpointKind::Run(elsewhere), ..token_in(&home, home.residency()) };
+        let elsewhere = BatchId::mint(other);
+        let apart = NewWaitpoint { kind: WaitpointKind::Batch(elsewhere), ..token_in(&home, home.residency()) };
         let error = home.store().create_waitpoint(apart).await.expect_err("they are apart");
         assert!(matches!(error.kind(), ErrorKind::CrossStoreReference { .. }), "{home}: {error}");
     }

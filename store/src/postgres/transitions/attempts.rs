@@ -108,7 +108,8 @@ pub(in crate::postgres) async fn start_attempt<S: Schema>(
             state: ExecutionStatus::Executing,
             description: "Attempt started",
             carry: Carry::BATCH_AND_WAITPOINTS,
-            edges: Edges::Stay,
+            // Those that an earlier attempt has left, or that came after it, must not hold this one up.
+            edges: Edges::RemoveAll,
             effects: vec![
                 Effect::Emit(Event::AttemptStarted { run: *id, attempt }),
                 Effect::Disarm(Job::ExpireRun(*id)),

@@ -9,7 +9,7 @@ use super::super::schema::{Schema, Twin};
 use super::super::transition::{Carry, Current, Decision, Done, Edges, Next, Stay, transition};
 use super::{become_, enter_queue, is_own_write, repeated};
 use crate::create::CreatedRun;
-use crate::error::Result;
+use crate::error::{Result, StoreError};
 use crate::ids::RunId;
 use crate::lifecycle::{Effect, Entry, Event, Job, Operation, Transition};
 use crate::model::{ExecutionStatus, Run, RunColumn, RunStatus, WaitpointColumn};
@@ -146,7 +146,8 @@ pub(in crate::postgres) async fn rewrite_debounced_run<S: Schema>(
     };
     // A run's waitpoint is made with it or for it, and never taken away: it need not be read in the same unit.
     let waitpoint = S::Waitpoint::rows().filter(WaitpointColumn::CompletedByTaskRunId.eq(id.as_str())).into_query();
-    let associated_waitpoint = store.database.one(operation.name(), Read::Primary, &waitpoint).await?;
+    let read = store.database.one(operation.name(), Read::Primary, &waitpoint).await;
+    let associated_waitpoint = read.map_err(StoreError::after_a_change)?;
     let Transition { value: run, snapshot, effects, token } = rewritten;
     let value = CreatedRun { run, associated_waitpoint };
     Ok(RewriteOutcome::Rewritten(Box::new(Transition { value, snapshot, effects, token })))

@@ -4,7 +4,7 @@ use super::super::PgRunStore;
 use super::super::input::{finite, json, optional, present, stamp};
 use super::super::schema::Schema;
 use super::super::transition::{Carry, Current, Decision, Done, Edges, Next, Stay, transition};
-use super::{add_usage, become_, changed, ending, notify, wake_ups};
+use super::{add_usage, become_, changed, ending, is_own_write, notify, repeated, wake_ups};
 use crate::create::SnapshotDetails;
 use crate::error::{ErrorKind, InputProblem, Result};
 use crate::ids::RunId;
@@ -62,9 +62,26 @@ pub(in crate::postgres) async fn cancel_run<S: Schema>(
         .map_err(|kind| store.refuse(operation, kind))?;
 
     let done = transition(store, operation, id, None, snapshot, |current| {
-        let mut run = current.run.clone();
-        run.bulk_action_group_ids.extend(bulk_action_id.clone());
         let state = current.state();
+        if is_own_write(&current) {
+            let mut run = current.run.clone();
+            run.error = run.error.or_else(|| present(Some(error.clone())));
+            return Ok(match state {
+                Some(ExecutionStatus::PendingCancel) => {
+                    let effects = asking(id, &current);
+                    repeated(id, current, effects, CancelRunOutcome::Requested)
+                }
+                _ => {
+                    let effects = cancelled(id, &current, &run, WaitpointOutput::failure(&error));
+                    repeated(id, current, effects, CancelRunOutcome::Canceled)
+                }
+            });
+        }
+        let mut run = current.run.clone();
+        // A call that is repeated has left it there.
+        let is_new = |bulk_action: &String| !run.bulk_action_group_ids.contains(bulk_action);
+        let new_bulk_action = bulk_action_id.clone().filter(is_new);
+        run.bulk_action_group_ids.extend(new_bulk_action);
         let was_asked = state == Some(ExecutionStatus::PendingCancel);
         if state == Some(ExecutionStatus::Finished) || (is_final(run.status) && !was_asked) {
             let effects = wake_ups(id, &current);
@@ -81,18 +98,11 @@ pub(in crate::postgres) async fn cancel_run<S: Schema>(
         let output = WaitpointOutput::failure(&error);
         run.error = present(Some(error.clone())).or(run.error);
         let (to, description, edges, effects) = if state.is_some_and(is_with_a_worker) && !finalize {
-            let effects = vec![
-                Effect::Ack { run: *id, also_from_worker_queue: true },
-                notify(id, current.next_snapshot.as_str(), ExecutionStatus::PendingCancel),
-            ];
+            let effects = asking(id, &current);
             (ExecutionStatus::PendingCancel, "Cancellation was asked for", Edges::Stay, effects)
         } else {
             run.completed_at = Some(stamp(completed_at));
-            let mut effects = ending(id, &current, &run, true, output);
-            effects.push(Effect::CancelChildren { of: *id });
-            if state == Some(ExecutionStatus::Delayed) {
-                effects.push(Effect::Disarm(Job::EnqueueDelayed(*id)));
-            }
+            let effects = cancelled(id, &current, &run, output);
             (ExecutionStatus::Finished, "Run was cancelled", Edges::RemoveAll, effects)
         };
         become_(Next {
@@ -164,6 +174,25 @@ pub(in crate::postgres) async fn finalize_run<S: Schema>(
         Done::Stayed(run) => run,
         Done::Became(transition) => transition.value,
     })
+}
+
+/// The effects of asking the worker to stop.
+fn asking(id: &RunId, current: &Current) -> Vec<Effect> {
+    vec![
+        Effect::Ack { run: *id, also_from_worker_queue: true },
+        notify(id, current.next_snapshot.as_str(), ExecutionStatus::PendingCancel),
+    ]
+}
+
+/// The effects of a cancellation that is final.
+fn cancelled(id: &RunId, current: &Current, run: &Run, output: WaitpointOutput) -> Vec<Effect> {
+    let mut effects = ending(id, current, run, true, output);
+    effects.push(Effect::CancelChildren { of: *id });
+    // A job that is not armed any more is withdrawn in vain.
+    if run.delay_until.is_some() && run.started_at.is_none() {
+        effects.push(Effect::Disarm(Job::EnqueueDelayed(*id)));
+    }
+    effects
 }
 
 /// Leaves the run in its state, but for a bulk action that `run` may have gained.

@@ -49,11 +49,12 @@ pub(super) fn ending(
 /// who wait.
 pub(super) fn wake_ups(id: &RunId, current: &Current) -> Vec<Effect> {
     let run = &current.run;
-    let output = match &run.error {
-        Some(error) => WaitpointOutput::failure(error),
-        None => WaitpointOutput::success(
-            run.output.clone().map(|data| Payload { data, data_type: run.output_type.clone() }).as_ref(),
-        ),
+    // Not by whether there is an error: one that is the JSON value `null` is stored as none.
+    let output = if run.status == RunStatus::CompletedSuccessfully {
+        let output = run.output.clone().map(|data| Payload { data, data_type: run.output_type.clone() });
+        WaitpointOutput::success(output.as_ref())
+    } else {
+        WaitpointOutput::failure(run.error.as_ref().unwrap_or(&serde_json::Value::Null))
     };
     let waitpoint = completed(id, current.waitpoint.clone(), output);
     waitpoint.into_iter().chain(member_ended(id, run.batch_id())).collect()
