@@ -329,7 +329,7 @@ macro_rules! plain_id {
     };
 }
 
-/// Adds to an id what the store needs that writes and reads back its rows.
+/// Adds to an id what the store needs that makes its rows.
 macro_rules! minted_id {
     ($name:ident) => {
         impl $name {
@@ -338,7 +338,14 @@ macro_rules! minted_id {
             pub fn mint() -> Self {
                 Self(cuid1::cuid().into())
             }
+        }
+    };
+}
 
+/// Adds to an id what the store needs that takes it from a row.
+macro_rules! stored_id {
+    ($name:ident) => {
+        impl $name {
             /// An id as a row holds it, unchecked: what the database has is what is meant.
             pub(crate) fn stored(text: &str) -> Self {
                 Self(text.into())
@@ -352,18 +359,21 @@ plain_id! {
     SnapshotId
 }
 minted_id!(SnapshotId);
+stored_id!(SnapshotId);
 
 plain_id! {
     /// Id of a waitpoint. It lies beside the run or batch it belongs to, whatever its own shape.
     WaitpointId
 }
 minted_id!(WaitpointId);
+stored_id!(WaitpointId);
 
 plain_id! {
     /// Id of a block edge ("this run waits for that waitpoint"). It lies beside the run that waits.
     EdgeId
 }
 minted_id!(EdgeId);
+stored_id!(EdgeId);
 
 plain_id! {
     /// Id of a checkpoint. It lies beside the run whose snapshot names it.
