@@ -57,6 +57,18 @@ pub trait Relations: Send + Sync {
     ///
     /// Routing: each key to the databases it may lie in. Statements: one for each of them and 1,000 keys.
     async fn related(&self, query: &RelatedQuery, read: Read) -> Result<Vec<RelatedRow>>;
+
+    /// Whether another copy than the primary of this database answers a [`Read::Replica`]. Where none does, what is not
+    /// found is not there, and nothing is gained by asking again.
+    fn has_replica(&self, residency: Residency) -> bool;
+
+    /// Whether a read of any database may miss what is there.
+    fn may_lag(&self, read: Read) -> bool {
+        match read {
+            Read::Primary => false,
+            Read::Replica => Residency::ALL.iter().any(|residency| self.has_replica(*residency)),
+        }
+    }
 }
 
 /// Reads relations of many parents at once.
@@ -67,7 +79,8 @@ pub trait LoadRelations: Relations {
     /// Without parents no statement is sent, nor where no parent names a target.
     ///
     /// Errors: `ControlPlaneOnlyRelation` before any statement; `DanglingBlocker`; `UnclassifiableId` for a row without
-    /// a proper run or batch id; `InvalidInput` above [`MAX_IDS`](crate::MAX_IDS) parents.
+    /// a proper run or batch id; `InvalidInput` above [`MAX_IDS`](crate::MAX_IDS) parents, and above as many targets in
+    /// one database. Nothing else bounds what many rows name: the [lists](crate::Lists) give it page by page.
     fn load<P: Sync, L: Load<P>>(
         &self,
         parents: &[P],

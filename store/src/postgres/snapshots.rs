@@ -251,10 +251,9 @@ pub(super) fn newer<S: Schema>(run: &str, anchor: &str, environment: Option<&str
         .order_by(SnapshotColumn::CreatedAt.as_column_ref(), Order::Desc)
         .order_by(SnapshotColumn::Id.as_column_ref(), Order::Desc)
         .to_owned();
-    let mut after = Query::select();
-    after
+    let mut newest = Query::select();
+    newest
         .columns(SnapshotColumn::iter())
-        .expr_window_as(Func::cust("row_number"), newest_first, PLACE)
         .from(S::Snapshot::default())
         .and_where(SnapshotColumn::RunId.into_expr().eq(of_anchor(SnapshotColumn::RunId)))
         .and_where(SnapshotColumn::IsValid.into_expr())
@@ -262,10 +261,17 @@ pub(super) fn newer<S: Schema>(run: &str, anchor: &str, environment: Option<&str
             Expr::tuple([SnapshotColumn::CreatedAt.into_expr(), SnapshotColumn::Id.into_expr()])
                 .gt(Expr::tuple([of_anchor(SnapshotColumn::CreatedAt), of_anchor(SnapshotColumn::Id)])),
         )
-        .order_by(PLACE, Order::Asc)
+        .order_by(SnapshotColumn::CreatedAt.as_column_ref(), Order::Desc)
+        .order_by(SnapshotColumn::Id.as_column_ref(), Order::Desc)
         .limit(u64::from(at_most));
 
+    // The place is told of those alone: for a place among all of them, all would have to be read.
     let table = SnapshotEntity::default().table_name();
+    let mut after = Query::select();
+    after
+        .columns(SnapshotColumn::iter())
+        .expr_window_as(Func::cust("row_number"), newest_first, PLACE)
+        .from_subquery(newest, table);
     let place = Expr::col((table, PLACE));
     let links = subquery(S::completed_links().waitpoints_of(SnapshotColumn::Id.into_expr()));
     let links_of_newest = CaseStatement::new().case(place.clone().eq(1), links);
