@@ -61,7 +61,8 @@ impl<S: Schema> IdempotencyKeys for PgRunStore<S> {
         match input {
             ClearIdempotencyKey::ById { run, key } if run.residency() == S::RESIDENCY => {
                 let sql = format!(
-                    "UPDATE task_run SET idempotency_key = NULL, idempotency_key_expires_at = NULL, updated_at = $3
+                    "UPDATE task_run SET idempotency_key = NULL, idempotency_key_expires_at = NULL,
+                         updated_at = greatest(updated_at, $3)
                      WHERE id = $1 AND idempotency_key = $2 {CLEARED}, $2::text AS key"
                 );
                 clear(self, &sql, [run.as_str().into(), key.into(), now(self)]).await
@@ -70,7 +71,8 @@ impl<S: Schema> IdempotencyKeys for PgRunStore<S> {
             ClearIdempotencyKey::ById { .. } => Ok(Vec::new()),
             ClearIdempotencyKey::ByPredicate(ClaimKey { environment, task_identifier, key }) => {
                 let sql = format!(
-                    "UPDATE task_run SET idempotency_key = NULL, idempotency_key_expires_at = NULL, updated_at = $4
+                    "UPDATE task_run SET idempotency_key = NULL, idempotency_key_expires_at = NULL,
+                         updated_at = greatest(updated_at, $4)
                      WHERE runtime_environment_id = $1 AND task_identifier = $2 AND idempotency_key = $3
                      {CLEARED}, $3::text AS key"
                 );
@@ -97,7 +99,8 @@ async fn clear_runs<S: Schema>(store: &PgRunStore<S>, mut runs: Vec<RunKey>) -> 
              WHERE (id = ANY($1) OR friendly_id = ANY($2)) AND idempotency_key IS NOT NULL
              ORDER BY id FOR UPDATE
          )
-         UPDATE task_run SET idempotency_key = NULL, updated_at = $3 FROM keyed WHERE task_run.id = keyed.id
+         UPDATE task_run SET idempotency_key = NULL, updated_at = greatest(updated_at, $3)
+         FROM keyed WHERE task_run.id = keyed.id
          {CLEARED}, keyed.key"
     );
     let mut cleared = Vec::new();
