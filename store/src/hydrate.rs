@@ -19,11 +19,9 @@ use crate::relations::{
     Relations, Shape, Source,
 };
 use crate::residency::{Residency, classify};
+use crate::runs::CHUNK;
 
 pub(crate) use snapshots::{current, since};
-
-/// Keys in one statement.
-const CHUNK: usize = 1_000;
 
 /// The operation, as errors name it.
 pub(crate) const LOAD: &str = "load";

@@ -371,7 +371,7 @@ pub trait Lists: Send + Sync {
 
     /// Lists waitpoint tags at once, each name once as run-ops has it.
     ///
-    /// Routing: every database; `offset + limit` rows are read from each.
+    /// Routing: every database. Statements: as [`find_runs`](crate::Runs::find_runs).
     async fn find_many_waitpoint_tags(&self, query: &FindWaitpointTags, read: Read) -> Result<Vec<WaitpointTag>>;
 
     /// Says which of some listed rows the store has too. Asked by a store over several databases, about rows of others.
@@ -397,6 +397,7 @@ pub(crate) enum CopiesFilter {
     /// Those of an environment: other environments have the same names.
     WaitpointTags(EnvironmentId),
     Edges,
+    Snapshots,
 }
 
 /// A row that is a copy.

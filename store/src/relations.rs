@@ -529,7 +529,7 @@ relations! {
         Join::Names, Lives::Beside, (Run, parent_task_run_id);
     /// Run → the run at the top of its tree.
     RootRun: "run.root_task_run", RunEntity => ToNamed<RunEntity>, Join::Names, Lives::Beside, (Run, root_task_run_id);
-    /// Run → the runs that it triggered.
+    /// Run → the runs that it triggered, up to [`MAX_IDS`](crate::MAX_IDS). For pages of them, list runs by their parent.
     ChildRuns: "run.child_runs", RunEntity => ToMany<RunEntity>,
         Join::NamedBy("parent_task_run_id"), Lives::Beside, id;
 
@@ -542,7 +542,8 @@ relations! {
         Join::Names, Lives::Beside, (Snapshot, checkpoint_id);
 
     /// Waitpoint → the block edges of the runs that wait for it, which lie with the runs. For the runs themselves, read
-    /// [`EdgeRun`] with it. A popular waitpoint has many: this is not for pages.
+    /// [`EdgeRun`] with it. A popular waitpoint has many, and up to [`MAX_IDS`](crate::MAX_IDS) are read: for pages of
+    /// them, list edges.
     BlockingTaskRuns: "waitpoint.blocking_task_runs", WaitpointEntity => ToMany<EdgeEntity>,
         Join::NamedBy("waitpoint_id"), Lives::Anywhere, id;
     /// Waitpoint → some of the runs that it has held up, at most [`CONNECTED_RUNS`]. For display: which ones is not said.
@@ -575,7 +576,7 @@ relations! {
     /// Batch → its items.
     BatchItems: "batch.items", BatchEntity => ToMany<BatchItemEntity>,
         Join::NamedBy("batch_task_run_id"), Lives::Beside, id;
-    /// Batch → its runs.
+    /// Batch → its runs, up to [`MAX_IDS`](crate::MAX_IDS). For pages of them, list runs by their batch.
     BatchRuns: "batch.runs", BatchEntity => ToMany<RunEntity>, Join::NamedBy("batch_id"), Lives::Beside, id;
     /// Batch → the block edges of the runs that wait for it. Control plane only.
     BatchBlockedRuns: "batch.blocked_runs", BatchEntity => ToMany<EdgeEntity>,

@@ -107,5 +107,8 @@ pub trait Runs: Send + Sync {
 /// The greatest number of ids that one call takes.
 pub const MAX_IDS: usize = 100_000;
 
+/// Ids, keys or runs in one statement: longer lists are several.
+pub(crate) const CHUNK: usize = 1_000;
+
 /// The greatest length, in bytes, of a text that an index holds: task, idempotency key, one-time token, span ids and tags.
 pub const MAX_INDEXED_TEXT: usize = 1_024;

@@ -12,7 +12,7 @@ use sea_orm::{
     ActiveEnum, ColumnTrait, Condition, EntityTrait, Iterable, QueryFilter, QueryOrder, QuerySelect, QueryTrait, Select,
 };
 
-use super::finds::{CHUNK, any_of};
+use super::finds::any_of;
 use super::input::{check_payload, indexed, invalid, json, optional, present, required, stamp, text, within};
 use super::schema::{Schema, Twin, text_array};
 use super::{PgRunStore, batch_ends, batch_results};
@@ -31,6 +31,7 @@ use crate::model::{
 };
 use crate::read::Read;
 use crate::residency::Routable;
+use crate::runs::CHUNK;
 
 #[async_trait]
 impl<S: Schema> Batches for PgRunStore<S> {

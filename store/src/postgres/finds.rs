@@ -17,9 +17,7 @@ use crate::model::{Run, RunColumn};
 use crate::projection::{Listed, total};
 use crate::read::Read;
 use crate::residency::Routable;
-
-/// Ids in one statement.
-pub(super) const CHUNK: usize = 1_000;
+use crate::runs::CHUNK;
 
 pub(super) async fn find_run<S: Schema>(
     operation: &'static str,

@@ -15,9 +15,7 @@ use crate::keys::{ClearIdempotencyKey, ClearedKey, IdempotencyKeys, KeyedRun};
 use crate::model::Run;
 use crate::read::Read;
 use crate::residency::Routable;
-
-/// Keys or runs in one statement.
-const CHUNK: usize = 1_000;
+use crate::runs::CHUNK;
 
 /// Each key is one look-up of the unique key: the lateral part is run for every element of the list and cannot become one
 /// scan of all keys of a task.

@@ -5,7 +5,7 @@ use sea_orm::sea_query::{Expr, ExprTrait, IntoColumnRef, SelectStatement};
 use sea_orm::{ColumnTrait, Condition, EntityTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait, Select};
 
 use super::PgRunStore;
-use super::finds::{CHUNK, any_label, any_of, any_tag, condition, overlaps};
+use super::finds::{any_label, any_of, any_tag, condition, overlaps};
 use super::input::{indexed, optional, stamp_up};
 use super::schema::{Schema, Twin};
 use crate::error::{ErrorKind, Result, StoreError};
@@ -22,6 +22,7 @@ use crate::pages::{
 use crate::projection::{Listed, SortKey, total};
 use crate::read::Read;
 use crate::residency::Routable;
+use crate::runs::CHUNK;
 
 #[async_trait]
 impl<S: Schema> Lists for PgRunStore<S> {
@@ -78,6 +79,7 @@ impl<S: Schema> Lists for PgRunStore<S> {
                     let of_environment = equal(WaitpointTagColumn::EnvironmentId, environment.as_str());
                     copies::<S::WaitpointTag, WaitpointTag>(Condition::all().add(of_environment), ids, names)
                 }
+                CopiesFilter::Snapshots => copies::<S::Snapshot, Snapshot>(Condition::all(), ids, names),
                 CopiesFilter::Edges => copies::<S::Edge, Edge>(Condition::all(), ids, names),
             };
             found.extend(self.database.all::<Copied>("find_copies", read, &query).await?);

@@ -18,15 +18,14 @@ use crate::find::Direction;
 use crate::hydrate;
 use crate::ids::{EnvironmentId, RunId, SnapshotId, WaitpointId};
 use crate::model::{CheckpointColumn, Snapshot, SnapshotColumn, SnapshotEntity};
+use crate::projection::leading;
 use crate::read::Read;
 use crate::residency::Routable;
+use crate::runs::CHUNK;
 use crate::snapshots::{
     CompletedLinks, CreateExecutionSnapshot, FindSnapshots, HydratedSnapshot, Presence, SnapshotLookup, Snapshots,
     SnapshotsOf, SnapshotsSince, Validity,
 };
-
-/// Ids in one statement.
-const CHUNK: usize = 1_000;
 
 /// Before the names of a checkpoint's columns.
 pub(crate) const CHECKPOINT_PREFIX: &str = "of_checkpoint_";
@@ -149,7 +148,7 @@ async fn find_many<S: Schema>(store: &PgRunStore<S>, query: &FindSnapshots, read
                 let named = SnapshotColumn::Id.into_expr().eq(PgFunc::any(Expr::val(text_array(chunk.to_vec()))));
                 found.extend(store.database.all::<Snapshot>(operation, read, &list::<S>(query, named)).await?);
             }
-            Ok(query.page(found))
+            Ok(leading(&query.total_order(), query.limit, found))
         }
     }
 }
