@@ -334,7 +334,8 @@ async fn a_copy_gives_way_also_to_one_that_the_filter_leaves_out() -> Result<()>
     let pending = "UPDATE waitpoint SET status = 'PENDING', completed_at = NULL WHERE id = 'w0'";
     stores.databases().sql(Side::ControlPlane, pending).await?;
     let every = WaitpointFilter::of(environment());
-    for (status, expected) in [(WaitpointStatus::Pending, &[][..]), (WaitpointStatus::Completed, &["w3", "w0"][..])] {
+    let cases = [(WaitpointStatus::Pending, Vec::new()), (WaitpointStatus::Completed, vec!["w3", "w0"])];
+    for (status, expected) in cases {
         let filter = WaitpointFilter { status: Some(vec![status]), ..every.clone() };
         let list = ListWaitpoints::first(filter, 5);
         let rows = all(list, async |list| stores.split().list_waitpoints(list, Read::Primary).await).await?;
