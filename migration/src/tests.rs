@@ -181,7 +181,7 @@ fn the_run_ops_schema_has_the_agreed_size() {
     assert_eq!(count(|table| table.columns.len()), 271, "columns");
     assert_eq!(enums(Schema::RunOps).len(), 14, "enum types");
     assert_eq!(foreign_keys(Schema::RunOps).1.len(), 22, "foreign keys");
-    assert_eq!(count(|table| table.indexes.len()), 57, "indexes besides the primary keys");
+    assert_eq!(count(|table| table.indexes.len()), 57 + 3, "indexes besides the primary keys");
     assert_eq!(count(|table| table.indexes.iter().filter(|index| index.unique).count()), 25, "unique indexes");
 }
 

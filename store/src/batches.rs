@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::ids::{
     AttemptId, BatchErrorId, BatchId, BatchItemId, BatchKey, EnvironmentId, RunFriendlyId, RunId, RunKey, WaitpointId,
 };
-use crate::lifecycle::{Effect, WaitpointOutput};
+use crate::lifecycle::{Effect, WaitpointOutput, in_order};
 use crate::model::{Batch, BatchError, BatchItem, BatchItemStatus, BatchStatus, RunStatus};
 use crate::read::{Read, Token};
 
@@ -19,6 +19,10 @@ use crate::read::{Read, Token};
 /// never by their own and never by the run. Some batches were written into the control plane whatever their id: the
 /// operations on one batch therefore look in the other databases too, where its own has none. Items and errors of such
 /// a batch are not reached.
+///
+/// Should two databases have one batch, a read shows the run-ops copy, as every read does, and a write changes the copy in
+/// the database that the id names. A caller that reads and then writes sees its own change only where these are the same;
+/// nothing in the store makes such a pair.
 ///
 /// **Copy.** Reads take a [`Read`]; what a producer reads back after writing wants [`Read::Primary`].
 #[async_trait]
@@ -42,9 +46,11 @@ pub trait Batches: Send + Sync {
     /// it is over".
     ///
     /// Routing: a filter on ids goes to the databases those ids name; any other to all, at the same time. A failure of
-    /// one database fails the call, although others may have been changed; repeating it is harmless.
-    /// Statements: one for each database and 1,000 ids.
-    /// Errors: `InvalidInput`, also for a filter that names neither ids nor an environment.
+    /// one database fails the call, although others may have been changed; repeating it is harmless, because nothing is
+    /// added. A batch that was written elsewhere than its id says is not reached by its id, only by its environment.
+    /// Rows are locked in the order of their ids. Statements: one for each database and 1,000 ids.
+    /// Errors: `InvalidInput`, also for a filter that names neither ids nor an environment, and for an update that adds
+    /// to a count.
     async fn update_many_batch_task_run(&self, filter: &BatchFilter, update: BatchUpdate) -> Result<u64>;
 
     /// Reads the batch with this id.
@@ -78,7 +84,8 @@ pub trait Batches: Send + Sync {
     ) -> Result<Option<Batch>>;
 
     /// Ends a batch if all of its runs were made and are over: marks it complete and completes the waitpoint that waits
-    /// for it, if there is one.
+    /// for it, if there is one. The waitpoint of a batch that was aborted before is completed with an error, if it was
+    /// not.
     ///
     /// Of many callers at the same moment one ends the batch; all that find it over are told whom to wake, so that a
     /// caller that died in between is made good by the next.
@@ -95,12 +102,19 @@ pub trait Batches: Send + Sync {
     /// Errors: `InvalidInput`.
     async fn abort_batch(&self, batch: &BatchId, input: AbortBatch) -> Result<BatchAbort>;
 
-    /// Completes the waitpoints that wait for a batch and are pending, and returns all that wait for it, by id.
+    /// Completes the waitpoints that wait for a batch and are pending.
     ///
     /// It does not look at the batch: what ends a batch completes them in the same statement. This is for waitpoints in
-    /// another database than their batch. Routing: every database. Statements: one on each.
+    /// another database than their batch. Routing: every database. Transaction: one statement on each; with a
+    /// [`TransitionHook`](crate::TransitionHook) a transaction on each that has such waitpoints.
     /// Errors: `InvalidInput`.
-    async fn complete_batch_waitpoints(&self, batch: &BatchId, output: WaitpointOutput) -> Result<Vec<WaitpointId>>;
+    async fn complete_batch_waitpoints(&self, batch: &BatchId, output: WaitpointOutput) -> Result<BatchWaitpoints>;
+
+    /// Counts the runs of a batch that are not over.
+    ///
+    /// Routing: every database, for a batch may have members in another. Copy: always the primary, for what is counted
+    /// decides whether the batch is over. Statements: one on each.
+    async fn count_running_members(&self, batch: &BatchId, environment: &EnvironmentId) -> Result<u64>;
 
     /// Names the members of a batch in the order of its items: its item rows if it has some, else the runs it lists.
     ///
@@ -414,11 +428,51 @@ pub struct EndedBatch {
 
 impl EndedBatch {
     /// Adds waitpoints of another database.
-    pub(crate) fn absorb(&mut self, waitpoints: Vec<WaitpointId>, token: Token) {
-        self.effects.extend(wake(&waitpoints));
-        self.waitpoints.extend(waitpoints);
+    pub(crate) fn absorb(&mut self, elsewhere: BatchWaitpoints) {
+        let EndedBatch { status: _, waitpoints, completed, effects, token } = self;
+        let mut all = BatchWaitpoints {
+            waitpoints: std::mem::take(waitpoints),
+            completed: std::mem::take(completed),
+            effects: std::mem::take(effects),
+            token: *token,
+        };
+        all.absorb(elsewhere);
+        (*waitpoints, *completed, *effects, *token) = (all.waitpoints, all.completed, all.effects, all.token);
+    }
+}
+
+/// The waitpoints that wait for a batch.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[must_use = "the effects have to be carried out"]
+pub struct BatchWaitpoints {
+    /// All of them, by id.
+    pub waitpoints: Vec<WaitpointId>,
+    /// Those of them that this call has completed, by id.
+    pub completed: Vec<WaitpointId>,
+    /// What has to happen outside the database: those who wait for any of them are woken.
+    pub effects: Vec<Effect>,
+    /// What later reads need.
+    pub token: Token,
+}
+
+impl BatchWaitpoints {
+    /// Adds those of another database.
+    pub(crate) fn absorb(&mut self, elsewhere: BatchWaitpoints) {
+        let BatchWaitpoints { waitpoints, completed, effects, token } = elsewhere;
+        for (own, more) in [(&mut self.waitpoints, waitpoints), (&mut self.completed, completed)] {
+            own.extend(more);
+            own.sort_unstable();
+            own.dedup();
+        }
+        self.effects.extend(effects);
+        in_order(&mut self.effects);
         self.token = self.token.join(token);
     }
+}
+
+/// What a waitpoint is completed with whose batch was aborted without it.
+pub(crate) fn aborted() -> WaitpointOutput {
+    WaitpointOutput::failure(&json!({ "type": "INTERNAL_ERROR", "code": "BATCH_ABORTED" }))
 }
 
 /// What follows from completed waitpoints.

@@ -43,7 +43,8 @@ pub trait Edges: Send + Sync {
     ///
     /// Routing: the run's database, where edges and waitpoints are one statement; the other database for those
     /// waitpoints that are not there, with one statement per 1,000.
-    /// Errors: `DanglingBlocker` if a waitpoint is nowhere. Whoever decides by it wants [`Read::Primary`].
+    /// Errors: `DanglingBlocker` if a waitpoint is nowhere; what a replica misses is looked for on the primaries first.
+    /// Whoever decides by it wants [`Read::Primary`].
     async fn run_edges_with_waitpoints(&self, run: &RunId, read: Read) -> Result<Vec<EdgeWithWaitpoint>>;
 
     /// The first half of [`run_edges_with_waitpoints`](Edges::run_edges_with_waitpoints), which is the method to call:

@@ -12,7 +12,8 @@ use crate::ids::{EnvironmentId, RunId};
 /// None of them looks at the run's state or changes it, and none reads before it writes: what is appended is appended by
 /// the database, so two callers at once lose nothing.
 ///
-/// **Routing.** The run. **Transaction.** One statement, one round trip. All set `updated_at` by the store's clock.
+/// **Routing.** The run. **Transaction.** One statement, one round trip. All set `updated_at` by the store's clock, or leave it
+/// where it is later already; what they return of it is what is stored.
 ///
 /// **Errors** common to all: `NotFound` for a run that does not exist; `InvalidInput` for texts that cannot be stored;
 /// whatever the database reports.

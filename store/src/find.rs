@@ -77,8 +77,8 @@ pub struct RunFilter {
 pub struct FindRuns {
     /// Which.
     pub filter: RunFilter,
-    /// In which order. The id breaks the ties that are left, in the direction of the last key, so that the order is always
-    /// total.
+    /// In which order. The id breaks the ties that are left, in the direction of the last key that says something new, so
+    /// that the order is always total.
     pub order: Vec<Order>,
     /// At most so many; all if absent.
     pub limit: Option<u32>,

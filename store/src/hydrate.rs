@@ -19,11 +19,9 @@ use crate::relations::{
     Relations, Shape, Source,
 };
 use crate::residency::{Residency, classify};
+use crate::runs::CHUNK;
 
 pub(crate) use snapshots::{current, since};
-
-/// Keys in one statement.
-const CHUNK: usize = 1_000;
 
 /// The operation, as errors name it.
 pub(crate) const LOAD: &str = "load";
@@ -97,7 +95,8 @@ impl<T: Send + Sync> Targets for Option<T> {
     }
 
     fn beside<U: Send>(self, values: &mut impl Iterator<Item = U>) -> Option<(T, U)> {
-        self.zip(values.next())
+        // A parent without a target takes no value: the next one is another parent's.
+        self.and_then(|row| Some((row, values.next()?)))
     }
 }
 
@@ -213,7 +212,7 @@ where
     let rows = Box::new(T::select_cols(R::Target::find().select_only()).into_query());
     let source = Source::Rows { rows, table: R::Target::default().table_name(), column };
     let mut found = ask(store, &query(source.clone(), wanted.iter().flatten()), read).await?;
-    if R::Arity::REQUIRED && read != Read::Primary {
+    if R::Arity::REQUIRED && store.may_lag(read) {
         // A replica may not have it yet. What nobody has is an error, so it is not said before the primary was asked.
         let known: HashSet<&str> = found.iter().map(|row| row.key.as_str()).collect();
         let missing = query(source, wanted.iter().flatten().filter(|key| !known.contains(key.text.as_str())));

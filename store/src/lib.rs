@@ -69,7 +69,7 @@ pub mod waitpoints;
 pub use attempts::{AttemptFilter, Attempts};
 pub use batches::{
     AbortBatch, BatchAbort, BatchCompletion, BatchFilter, BatchIdempotencyKey, BatchItemFilter, BatchItemUpdate,
-    BatchResults, BatchUpdate, BatchVersion, Batches, CreateBatchErrorOutcome, CreateBatchItemOutcome,
+    BatchResults, BatchUpdate, BatchVersion, BatchWaitpoints, Batches, CreateBatchErrorOutcome, CreateBatchItemOutcome,
     CreateBatchOutcome, EndedBatch, ItemsOf, KeepBatch, NewBatch, NewBatchError, NewBatchItem, RunFailure, RunOutcome,
     RunResult,
 };

@@ -1,7 +1,8 @@
 //! Long lists, page by page.
 //!
 //! A list is read by *keyset*: a page ends with a [`Cursor`] that holds the sort keys of its last row, and the next page
-//! is what comes after them. Nothing is skipped by counting, so a page far down costs what the first does.
+//! is what comes after them. Nothing is skipped by counting: where an index serves the order and the filter, a page far
+//! down costs what the first does.
 //!
 //! # What a cursor promises
 //!
@@ -9,11 +10,16 @@
 //!   not change appears exactly once. The default orders have keys that never change.
 //! - A row that comes or changes meanwhile may appear or not.
 //! - No row appears twice, unless its sort keys change meanwhile.
-//! - A page reads at most one row more than it shows, from each database: where an index serves the order, as one does
-//!   for the default order of each list of an environment or a waitpoint, no more are touched either.
+//! - A page takes at most one row more than it shows from each database. How many rows the database has to look at is
+//!   another question. No more than those, and others of the last one's moment, where an index serves the order and the
+//!   filter says nothing but whose rows they are: as the default orders of the runs, waitpoints, batches and tags of an environment, and of the edges
+//!   of a waitpoint. Conditions beyond that, such as a status or a tag, pass over the rows that do not fit, however many;
+//!   an order of other columns, of several directions or by a column that may be NULL looks at all rows that come after.
 //! - A row of which both databases have a copy appears once, as run-ops has it and in its place, even if the copies
 //!   differ in their sort keys: a copy that does not count is taken out of its page. Such a page is shorter than asked
-//!   for, and may be empty. That there is no more to come is said by an absent [`Page::next`], and by nothing else.
+//!   for, and may be empty. It gives way whether or not the list would show the run-ops copy, which may have moved on to
+//!   a state that the filter leaves out. That there is no more to come is said by an absent [`Page::next`], and by
+//!   nothing else.
 //!
 //! A cursor says where a page begins, never whose rows it shows: filter and tenant come from each call.
 
@@ -365,7 +371,7 @@ pub trait Lists: Send + Sync {
 
     /// Lists waitpoint tags at once, each name once as run-ops has it.
     ///
-    /// Routing: every database; `offset + limit` rows are read from each.
+    /// Routing: every database. Statements: as [`find_runs`](crate::Runs::find_runs).
     async fn find_many_waitpoint_tags(&self, query: &FindWaitpointTags, read: Read) -> Result<Vec<WaitpointTag>>;
 
     /// Says which of some listed rows the store has too. Asked by a store over several databases, about rows of others.
@@ -380,14 +386,18 @@ pub struct Copies {
     pub(crate) names: Vec<String>,
 }
 
-/// The list the rows are from.
+/// The list the rows are from. Copies are told by their ids and names: one that the list would not show, because it has
+/// moved on, counts too.
 #[derive(Clone, Debug)]
 pub(crate) enum CopiesFilter {
+    /// Those that match. An id is of one run, so that the filter is for what else must be the same.
     Runs(RunFilter),
-    Waitpoints(WaitpointFilter),
-    Batches(BatchListFilter),
-    WaitpointTags(WaitpointTagFilter),
-    Edges(EdgesOf),
+    Waitpoints,
+    Batches,
+    /// Those of an environment: other environments have the same names.
+    WaitpointTags(EnvironmentId),
+    Edges,
+    Snapshots,
 }
 
 /// A row that is a copy.

@@ -235,6 +235,13 @@ pub(crate) fn compare<R: Listed>(order: &[Order<R::By>], left: &R, right: &R) ->
     by_keys.fold(Ordering::Equal, Ordering::then)
 }
 
+/// The first rows of several lists of one database, of which each was in order.
+pub(crate) fn leading<R: Listed>(order: &[Order<R::By>], limit: Option<u32>, mut rows: Vec<R>) -> Vec<R> {
+    rows.sort_by(|left, right| compare(order, left, right));
+    rows.truncate(limit.map_or(usize::MAX, |limit| limit as usize));
+    rows
+}
+
 fn compare_keys(left: Key<'_>, right: Key<'_>) -> Ordering {
     match (left, right) {
         (Key::Null, Key::Null) => Ordering::Equal,

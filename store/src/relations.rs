@@ -57,6 +57,18 @@ pub trait Relations: Send + Sync {
     ///
     /// Routing: each key to the databases it may lie in. Statements: one for each of them and 1,000 keys.
     async fn related(&self, query: &RelatedQuery, read: Read) -> Result<Vec<RelatedRow>>;
+
+    /// Whether another copy than the primary of this database answers a [`Read::Replica`]. Where none does, what is not
+    /// found is not there, and nothing is gained by asking again.
+    fn has_replica(&self, residency: Residency) -> bool;
+
+    /// Whether a read of any database may miss what is there.
+    fn may_lag(&self, read: Read) -> bool {
+        match read {
+            Read::Primary => false,
+            Read::Replica => Residency::ALL.iter().any(|residency| self.has_replica(*residency)),
+        }
+    }
 }
 
 /// Reads relations of many parents at once.
@@ -67,7 +79,8 @@ pub trait LoadRelations: Relations {
     /// Without parents no statement is sent, nor where no parent names a target.
     ///
     /// Errors: `ControlPlaneOnlyRelation` before any statement; `DanglingBlocker`; `UnclassifiableId` for a row without
-    /// a proper run or batch id; `InvalidInput` above [`MAX_IDS`](crate::MAX_IDS) parents.
+    /// a proper run or batch id; `InvalidInput` above [`MAX_IDS`](crate::MAX_IDS) parents, and above as many targets in
+    /// one database. Nothing else bounds what many rows name: the [lists](crate::Lists) give it page by page.
     fn load<P: Sync, L: Load<P>>(
         &self,
         parents: &[P],
@@ -516,7 +529,7 @@ relations! {
         Join::Names, Lives::Beside, (Run, parent_task_run_id);
     /// Run → the run at the top of its tree.
     RootRun: "run.root_task_run", RunEntity => ToNamed<RunEntity>, Join::Names, Lives::Beside, (Run, root_task_run_id);
-    /// Run → the runs that it triggered.
+    /// Run → the runs that it triggered, up to [`MAX_IDS`](crate::MAX_IDS). For pages of them, list runs by their parent.
     ChildRuns: "run.child_runs", RunEntity => ToMany<RunEntity>,
         Join::NamedBy("parent_task_run_id"), Lives::Beside, id;
 
@@ -529,7 +542,8 @@ relations! {
         Join::Names, Lives::Beside, (Snapshot, checkpoint_id);
 
     /// Waitpoint → the block edges of the runs that wait for it, which lie with the runs. For the runs themselves, read
-    /// [`EdgeRun`] with it. A popular waitpoint has many: this is not for pages.
+    /// [`EdgeRun`] with it. A popular waitpoint has many, and up to [`MAX_IDS`](crate::MAX_IDS) are read: for pages of
+    /// them, list edges.
     BlockingTaskRuns: "waitpoint.blocking_task_runs", WaitpointEntity => ToMany<EdgeEntity>,
         Join::NamedBy("waitpoint_id"), Lives::Anywhere, id;
     /// Waitpoint → some of the runs that it has held up, at most [`CONNECTED_RUNS`]. For display: which ones is not said.
@@ -562,7 +576,7 @@ relations! {
     /// Batch → its items.
     BatchItems: "batch.items", BatchEntity => ToMany<BatchItemEntity>,
         Join::NamedBy("batch_task_run_id"), Lives::Beside, id;
-    /// Batch → its runs.
+    /// Batch → its runs, up to [`MAX_IDS`](crate::MAX_IDS). For pages of them, list runs by their batch.
     BatchRuns: "batch.runs", BatchEntity => ToMany<RunEntity>, Join::NamedBy("batch_id"), Lives::Beside, id;
     /// Batch → the block edges of the runs that wait for it. Control plane only.
     BatchBlockedRuns: "batch.blocked_runs", BatchEntity => ToMany<EdgeEntity>,

@@ -87,8 +87,10 @@ pub trait Runs: Send + Sync {
 
     /// Lists whole runs in the order asked for, over all databases, exactly as one database would.
     ///
-    /// A filter on ids goes to the databases those ids name; any other to all, at the same time. `offset + limit` rows
-    /// are read from each.
+    /// A filter on ids goes to the databases those ids name; any other to all, at the same time. Of two copies that match,
+    /// the run-ops one counts, wherever it stands. `offset + limit` rows are read from each. Where run-ops gave as many, it
+    /// is asked in one more statement for each 1,000 rows whether it has copies of rows of the other; and where copies gave
+    /// way so that rows are missing, all is asked again for twice as many.
     /// Errors: `InvalidInput` above [`MAX_IDS`] ids.
     async fn find_runs(&self, query: &FindRuns, read: Read) -> Result<Vec<Run>>;
 
@@ -104,6 +106,9 @@ pub trait Runs: Send + Sync {
 
 /// The greatest number of ids that one call takes.
 pub const MAX_IDS: usize = 100_000;
+
+/// Ids, keys or runs in one statement: longer lists are several.
+pub(crate) const CHUNK: usize = 1_000;
 
 /// The greatest length, in bytes, of a text that an index holds: task, idempotency key, one-time token, span ids and tags.
 pub const MAX_INDEXED_TEXT: usize = 1_024;

@@ -5,9 +5,11 @@ use serde_json::Value as Json;
 
 use crate::create::{Environment, SnapshotDetails};
 use crate::error::Result;
-use crate::find::Direction;
+use crate::find::{Direction, Order};
 use crate::ids::{BatchId, CheckpointId, EnvironmentId, RunId, SnapshotId, WaitpointId};
 use crate::model::{Checkpoint, ExecutionStatus, RunStatus, Snapshot, Waitpoint};
+use crate::pages::SnapshotOrderKey;
+use crate::projection::total;
 use crate::read::Read;
 
 /// The operations on execution snapshots.
@@ -63,7 +65,8 @@ pub trait Snapshots: Send + Sync {
     /// found.
     /// Routing: `run`; waitpoints as in [`current_snapshot`](Snapshots::current_snapshot).
     /// Copy: as asked. On a replica a miss is no proof: it is asked again after 50 to 200 ms, and then the primary is.
-    /// Links that the replica does not have yet are read on the primary, and so are waitpoints.
+    /// Links that the replica does not have yet are read on the primary, and so are waitpoints. A database without a
+    /// replica is asked once.
     /// Statements: one for the snapshots and the links of the last, and one for each 100 waitpoints and database that has
     /// to be asked for them.
     async fn snapshots_since(
@@ -193,19 +196,9 @@ impl FindSnapshots {
         none || self.limit == Some(0) || self.states.as_ref().is_some_and(Vec::is_empty)
     }
 
-    /// Of rows in the order of precedence: each once, in order, and no more than asked for.
-    pub(crate) fn page(&self, mut rows: Vec<Snapshot>) -> Vec<Snapshot> {
-        let mut seen = std::collections::HashSet::new();
-        rows.retain(|row| seen.insert(row.id.clone()));
-        rows.sort_by(|left, right| {
-            let ordering = left.created_at.cmp(&right.created_at).then_with(|| left.id.cmp(&right.id));
-            match self.direction {
-                Direction::Ascending => ordering,
-                Direction::Descending => ordering.reverse(),
-            }
-        });
-        rows.truncate(self.limit.map_or(usize::MAX, |limit| limit as usize));
-        rows
+    /// The order that is meant, total.
+    pub(crate) fn total_order(&self) -> Vec<Order<SnapshotOrderKey>> {
+        total(&[Order { by: SnapshotOrderKey::CreatedAt, direction: self.direction }])
     }
 }
 

@@ -20,6 +20,9 @@ use crate::snapshots::{CompletedWaitpoint, HydratedSnapshot, SnapshotsSince};
 /// Waitpoints in one statement: their outputs are large.
 const WAITPOINTS: usize = 100;
 
+/// Where the waitpoints of a snapshot are looked for, one after the other: beside it, and elsewhere.
+const PLACES: [fn(Residency) -> Place; 2] = [Place::In, Place::NotIn];
+
 /// Newer snapshots in one answer.
 const NEWER: u32 = 50;
 
@@ -56,7 +59,7 @@ pub(crate) async fn since<S: Relations + ?Sized>(
 
     let mut read = read;
     let mut rows = ask(store, &query, read).await?;
-    if rows.is_empty() && read != Read::Primary {
+    if rows.is_empty() && read != Read::Primary && store.has_replica(run.residency()) {
         // The caller was told of this snapshot, so a replica without it is late.
         tokio::time::sleep(pause()).await;
         rows = ask(store, &query, read).await?;
@@ -78,7 +81,7 @@ pub(crate) async fn since<S: Relations + ?Sized>(
     let Some(newest) = newer.last_mut() else { return Ok(SnapshotsSince::Found(Vec::new())) };
     let mut links = std::mem::take(&mut newest.links);
     let ordered: HashSet<&str> = newest.snapshot.completed_waitpoint_order.iter().map(String::as_str).collect();
-    if read != Read::Primary && ordered.len() > links.len() {
+    if read != Read::Primary && store.has_replica(run.residency()) && ordered.len() > links.len() {
         // An id may stand in the order several times, but each has a link: some are not here yet.
         links = links_of(store, operation, run, &newest.snapshot.id).await?;
     }
@@ -117,16 +120,21 @@ async fn complete<S: Relations + ?Sized>(
     let ids = in_completed_order(&hydrated.snapshot, links);
     let mut known: HashMap<String, Waitpoint> = HashMap::with_capacity(ids.len());
     // What is beside the snapshot is asked for nowhere else.
-    for place in [Place::In(owner), Place::NotIn(owner)] {
+    for place in PLACES.map(|place| place(owner)) {
         let missing = ids.iter().filter(|id| !known.contains_key(*id));
         let keys = missing.map(|id| Key { text: id.clone(), place }).collect();
         known.extend(waitpoints(store, operation, keys, read).await?);
     }
-    if read != Read::Primary {
+    if store.may_lag(read) {
         let is_settled = |id| known.get(id).is_some_and(|known: &Waitpoint| known.status == WaitpointStatus::Completed);
-        let late = ids.iter().filter(|id| !is_settled(*id));
-        let keys = late.map(|id| Key { text: id.clone(), place: Place::Anywhere }).collect();
-        known.extend(waitpoints(store, operation, keys, Read::Primary).await?);
+        let late: Vec<&String> = ids.iter().filter(|id| !is_settled(*id)).collect();
+        let mut found = HashMap::with_capacity(late.len());
+        for place in PLACES.map(|place| place(owner)) {
+            let missing = late.iter().filter(|id| !found.contains_key(**id));
+            let keys = missing.map(|id| Key { text: String::clone(id), place }).collect();
+            found.extend(waitpoints(store, operation, keys, Read::Primary).await?);
+        }
+        known.extend(found);
     }
 
     let HydratedSnapshot { snapshot, completed_waitpoints, dangling, .. } = hydrated;

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use sea_orm::{ColumnTrait, Condition, DbErr, QueryFilter, QueryOrder, QuerySelect, QueryTrait};
 
 use super::PgRunStore;
-use super::finds::{CHUNK, any_of};
+use super::finds::any_of;
 use super::input::{invalid, within};
 use super::schema::{Schema, Twin};
 use crate::attempts::{AttemptFilter, Attempts};
@@ -15,6 +15,7 @@ use crate::ids::RunId;
 use crate::model::{Attempt, AttemptColumn};
 use crate::read::Read;
 use crate::residency::Routable;
+use crate::runs::CHUNK;
 
 #[async_trait]
 impl<S: Schema> Attempts for PgRunStore<S> {

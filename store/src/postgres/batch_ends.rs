@@ -8,18 +8,21 @@
 use std::fmt::Write as _;
 use std::sync::LazyLock;
 
+use sea_orm::sea_query::Value;
 use sea_orm::{ActiveEnum, DbBackend, FromQueryResult, Iterable, Statement};
 
 use super::PgRunStore;
 use super::batches::refused;
 use super::input::{json, optional, stamp, text};
 use super::schema::Schema;
-use crate::batches::{AbortBatch, BatchAbort, BatchCompletion, EndedBatch, KeepBatch, wake};
+use crate::batches::{
+    AbortBatch, BatchAbort, BatchCompletion, BatchVersion, BatchWaitpoints, EndedBatch, KeepBatch, aborted, wake,
+};
 use crate::error::Result;
-use crate::ids::{BatchId, WaitpointId};
+use crate::ids::{BatchId, EnvironmentId, WaitpointId};
 use crate::lifecycle::{Effect, WaitpointOutput};
-use crate::model::{BatchStatus, RunStatus, is_final};
-use crate::read::Token;
+use crate::model::{Batch, BatchStatus, RunStatus, is_final};
+use crate::read::{Read, Token};
 
 /// The labels of all states in which a run is over, quoted.
 pub(super) static FINAL: LazyLock<String> = LazyLock::new(|| {
@@ -32,26 +35,50 @@ pub(super) static FINAL: LazyLock<String> = LazyLock::new(|| {
     labels
 });
 
-/// `$1` batch, `$2` now, `$3` to `$5` what the waitpoint is completed with.
+/// Whether a batch still gets runs. [`is_creating`] says the same of a row.
+const IS_CREATING: &str = "run_count > CASE batch_version
+        WHEN 'runengine:v2' THEN coalesce(successful_run_count, 0) + coalesce(failed_run_count, 0)
+        ELSE processing_jobs_count
+    END";
+
+/// Whether a batch still gets runs: one that was seen without does not get any later.
+pub(crate) fn is_creating(batch: &Batch) -> bool {
+    let made = if batch.batch_version == BatchVersion::Streamed.as_str() {
+        i64::from(batch.successful_run_count.unwrap_or(0)) + i64::from(batch.failed_run_count.unwrap_or(0))
+    } else {
+        i64::from(batch.processing_jobs_count)
+    };
+    i64::from(batch.run_count) > made
+}
+
+/// `$1` batch, `$2` now, `$3` to `$5` what the waitpoint is completed with; `$6` to `$8` the same for one of a batch that
+/// was aborted before.
 static COMPLETE: LazyLock<String> = LazyLock::new(|| {
     format!(
         "WITH batch AS (
-    SELECT id, status, sealed, runtime_environment_id, run_count > CASE batch_version
-        WHEN 'runengine:v2' THEN coalesce(successful_run_count, 0) + coalesce(failed_run_count, 0)
-        ELSE processing_jobs_count
-    END AS is_creating
+    SELECT id, status, sealed, runtime_environment_id, {IS_CREATING} AS is_creating
     FROM batch_task_run WHERE id = $1
 ), members AS (
     SELECT count(*) AS running FROM task_run AS r JOIN batch ON batch.id = r.batch_id
     WHERE r.runtime_environment_id = batch.runtime_environment_id AND r.status NOT IN ({})
 ), done AS (
-    UPDATE batch_task_run AS b SET status = 'COMPLETED', completed_at = $2, updated_at = $2
+    UPDATE batch_task_run AS b
+    SET status = 'COMPLETED', completed_at = $2, updated_at = greatest(b.updated_at, $2)
     FROM batch, members
     WHERE b.id = batch.id AND b.status NOT IN ('COMPLETED', 'ABORTED')
         AND NOT batch.is_creating AND members.running = 0
     RETURNING b.id
-), {WAITPOINTS} AND (EXISTS (SELECT 1 FROM done) OR EXISTS (SELECT 1 FROM batch WHERE status = 'COMPLETED'))
-    RETURNING id
+), {PENDING}
+        AND (EXISTS (SELECT 1 FROM done) OR EXISTS (SELECT 1 FROM batch WHERE status IN ('COMPLETED', 'ABORTED')))
+    {IN_ORDER}
+), completed AS (
+    UPDATE waitpoint AS w
+    SET status = 'COMPLETED', completed_at = $2, updated_at = greatest(w.updated_at, $2),
+        output = CASE batch.status WHEN 'ABORTED' THEN $6 ELSE $3 END,
+        output_type = CASE batch.status WHEN 'ABORTED' THEN $7 ELSE $4 END,
+        output_is_error = CASE batch.status WHEN 'ABORTED' THEN $8 ELSE $5 END
+    FROM pending, batch WHERE w.id = pending.id
+    RETURNING w.id
 )
 SELECT batch.status::text AS status, batch.sealed, batch.is_creating, members.running, {FOUND}
 FROM batch, members",
@@ -65,13 +92,15 @@ static ABORT: LazyLock<String> = LazyLock::new(|| {
         "WITH batch AS (
     SELECT id, status, sealed FROM batch_task_run WHERE id = $1
 ), done AS (
-    UPDATE batch_task_run AS b SET status = 'ABORTED', completed_at = $2, updated_at = $2
+    UPDATE batch_task_run AS b
+    SET status = 'ABORTED', completed_at = $2, updated_at = greatest(b.updated_at, $2)
     FROM batch
     WHERE b.id = batch.id AND b.status NOT IN ('COMPLETED', 'ABORTED') AND ($6 OR NOT b.sealed)
     RETURNING b.id
-), {WAITPOINTS} AND (EXISTS (SELECT 1 FROM done) OR EXISTS (SELECT 1 FROM batch WHERE status = 'ABORTED'))
-    RETURNING id
-)
+), {PENDING}
+        AND (EXISTS (SELECT 1 FROM done) OR EXISTS (SELECT 1 FROM batch WHERE status = 'ABORTED'))
+    {IN_ORDER}
+), {COMPLETED}
 SELECT batch.status::text AS status, batch.sealed, FALSE AS is_creating, 0::bigint AS running, {FOUND}
 FROM batch"
     )
@@ -80,18 +109,29 @@ FROM batch"
 /// As [`COMPLETE`], whatever the batch is.
 static COMPLETE_WAITPOINTS: LazyLock<String> = LazyLock::new(|| {
     format!(
-        "WITH {WAITPOINTS}
-    RETURNING id
-)
-SELECT id FROM waitpoint WHERE completed_by_batch_id = $1 ORDER BY id"
+        "WITH {PENDING}
+    {IN_ORDER}
+), {COMPLETED}
+SELECT ARRAY(SELECT id FROM waitpoint WHERE completed_by_batch_id = $1 ORDER BY id) AS waitpoints,
+    ARRAY(SELECT id FROM completed ORDER BY id) AS completed"
     )
 });
 
-/// The completion of the waitpoints; its condition goes on.
-const WAITPOINTS: &str = "completed AS (
-    UPDATE waitpoint
-    SET status = 'COMPLETED', completed_at = $2, updated_at = $2, output = $3, output_type = $4, output_is_error = $5
-    WHERE completed_by_batch_id = $1 AND status = 'PENDING'";
+/// The waitpoints that are to be completed; the condition goes on.
+const PENDING: &str = "pending AS (
+    SELECT id FROM waitpoint WHERE completed_by_batch_id = $1 AND status = 'PENDING'";
+
+/// They are locked in the order of their ids, so that two statements cannot wait for each other.
+const IN_ORDER: &str = "ORDER BY id FOR NO KEY UPDATE";
+
+/// Their completion.
+const COMPLETED: &str = "completed AS (
+    UPDATE waitpoint AS w
+    SET status = 'COMPLETED', completed_at = $2, updated_at = greatest(w.updated_at, $2),
+        output = $3, output_type = $4, output_is_error = $5
+    FROM pending WHERE w.id = pending.id
+    RETURNING w.id
+)";
 
 /// What became of it. The statement sees the waitpoints as they were; their ids stay.
 const FOUND: &str = "EXISTS (SELECT 1 FROM done) AS has_ended,
@@ -111,11 +151,15 @@ struct Found {
 
 impl Found {
     fn is_over(&self) -> bool {
-        self.has_ended
-            || match self.status {
-                BatchStatus::Completed | BatchStatus::Aborted => true,
-                BatchStatus::Pending | BatchStatus::Processing | BatchStatus::PartialFailed => false,
-            }
+        self.has_ended || is_over(self.status)
+    }
+}
+
+/// Whether a batch has ended.
+pub(crate) fn is_over(status: BatchStatus) -> bool {
+    match status {
+        BatchStatus::Completed | BatchStatus::Aborted => true,
+        BatchStatus::Pending | BatchStatus::Processing | BatchStatus::PartialFailed => false,
     }
 }
 
@@ -142,8 +186,10 @@ pub(super) async fn complete_batch_if_done<S: Schema>(
     batch: &BatchId,
 ) -> Result<BatchCompletion> {
     let output = WaitpointOutput::success(None);
+    let WaitpointOutput { output: aborted, output_type, is_error } = aborted();
     loop {
-        let statement = statement(&COMPLETE, batch, store, &output, None);
+        let of_aborted = [aborted.clone().into(), output_type.clone().into(), is_error.into()];
+        let statement = statement(&COMPLETE, batch, store, &output, of_aborted);
         let Some(seen) = end("complete_batch_if_done", store, statement).await? else {
             return Ok(BatchCompletion::NotFound);
         };
@@ -179,7 +225,7 @@ pub(super) async fn abort_batch<S: Schema>(
         KeepBatch::OverOrSealed => false,
     };
     loop {
-        let statement = statement(&ABORT, batch, store, &output, Some(also_sealed));
+        let statement = statement(&ABORT, batch, store, &output, [also_sealed.into()]);
         let Some(seen) = end(operation, store, statement).await? else {
             return Ok(BatchAbort::NotFound);
         };
@@ -226,22 +272,72 @@ async fn end<S: Schema>(operation: &'static str, store: &PgRunStore<S>, statemen
     Ok(found.map(|found| Seen { found, effects, token }))
 }
 
+/// How many runs of a batch are not over, in this database.
+pub(super) async fn count_running_members<S: Schema>(
+    store: &PgRunStore<S>,
+    batch: &BatchId,
+    environment: &EnvironmentId,
+) -> Result<u64> {
+    #[derive(FromQueryResult)]
+    struct Counted {
+        running: i64,
+    }
+
+    let sql = format!(
+        "SELECT count(*) AS running FROM task_run
+         WHERE batch_id = $1 AND runtime_environment_id = $2 AND status NOT IN ({})",
+        *FINAL
+    );
+    let operation = "count_running_members";
+    let values = [batch.as_str().into(), environment.as_str().into()];
+    let statement = Statement::from_sql_and_values(DbBackend::Postgres, sql, values);
+    let rows = store.database.rows(operation, Read::Primary, statement).await?;
+    let counted = rows.first().map(|row| Counted::from_query_result(row, "")).transpose();
+    let counted = counted.map_err(|error| store.database.decode_error(operation, &error))?;
+    Ok(counted.map_or(0, |counted| u64::try_from(counted.running).unwrap_or(0)))
+}
+
 pub(super) async fn complete_batch_waitpoints<S: Schema>(
     store: &PgRunStore<S>,
     batch: &BatchId,
     output: WaitpointOutput,
-) -> Result<Vec<WaitpointId>> {
+) -> Result<BatchWaitpoints> {
     #[derive(FromQueryResult)]
     struct Row {
-        id: String,
+        waitpoints: Vec<String>,
+        completed: Vec<String>,
     }
 
     let operation = "complete_batch_waitpoints";
     let checked = optional("output", output.output.as_deref()).and_then(|()| text("output", &output.output_type));
     checked.map_err(refused::<S>(operation))?;
-    let statement = statement(&COMPLETE_WAITPOINTS, batch, store, &output, None);
-    let rows = store.database.write_raw::<Row>(operation, statement).await?;
-    Ok(rows.iter().map(|row| WaitpointId::stored(&row.id)).collect())
+    let statement = statement(&COMPLETE_WAITPOINTS, batch, store, &output, []);
+    let found = |row: Row, effects, token| BatchWaitpoints {
+        waitpoints: typed(&row.waitpoints),
+        completed: typed(&row.completed),
+        effects,
+        token,
+    };
+    if store.hook.is_none() {
+        // There is one row always.
+        let Some(row) = store.database.write_raw::<Row>(operation, statement).await?.pop() else {
+            return Ok(BatchWaitpoints::default());
+        };
+        let effects = wake(&typed(&row.waitpoints)).collect();
+        return Ok(found(row, effects, store.database.token()));
+    }
+    let unit = store.database.begin(operation).await?;
+    let row = unit.rows(statement).await?.pop();
+    let row = row.map(|row| Row::from_query_result(&row, "")).transpose();
+    let row = row.map_err(|error| unit.decode_error(&error))?;
+    let Some(row) = row.filter(|row| !row.waitpoints.is_empty()) else {
+        unit.abandon().await;
+        return Ok(BatchWaitpoints::default());
+    };
+    let mut effects = wake(&typed(&row.waitpoints)).collect();
+    store.run_hook(&unit, &mut effects).await?;
+    let token = unit.commit().await?;
+    Ok(found(row, effects, token))
 }
 
 fn statement<S: Schema>(
@@ -249,7 +345,7 @@ fn statement<S: Schema>(
     batch: &BatchId,
     store: &PgRunStore<S>,
     output: &WaitpointOutput,
-    also_sealed: Option<bool>,
+    further: impl IntoIterator<Item = Value>,
 ) -> Statement {
     let mut values = vec![
         batch.as_str().into(),
@@ -258,6 +354,6 @@ fn statement<S: Schema>(
         output.output_type.clone().into(),
         output.is_error.into(),
     ];
-    values.extend(also_sealed.map(Into::into));
+    values.extend(further);
     Statement::from_sql_and_values(DbBackend::Postgres, sql, values)
 }

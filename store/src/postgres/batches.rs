@@ -5,28 +5,33 @@
 use async_trait::async_trait;
 use sea_orm::prelude::DateTimeWithTimeZone;
 use sea_orm::sea_query::extension::postgres::PgFunc;
-use sea_orm::sea_query::{Expr, ExprTrait, Func, Query, UpdateStatement, Value};
-use sea_orm::{ActiveEnum, ColumnTrait, Condition, Iterable, QueryFilter, QueryOrder, QuerySelect, QueryTrait};
+use sea_orm::sea_query::{
+    CommonTableExpression, Expr, ExprTrait, Func, LockType, Query, UpdateStatement, Value, WithClause, WithQuery,
+};
+use sea_orm::{
+    ActiveEnum, ColumnTrait, Condition, EntityTrait, Iterable, QueryFilter, QueryOrder, QuerySelect, QueryTrait, Select,
+};
 
-use super::finds::{CHUNK, any_of};
+use super::finds::any_of;
 use super::input::{check_payload, indexed, invalid, json, optional, present, required, stamp, text, within};
 use super::schema::{Schema, Twin, text_array};
 use super::{PgRunStore, batch_ends, batch_results};
 use crate::batches::{
     AbortBatch, BatchAbort, BatchCompletion, BatchFilter, BatchIdempotencyKey, BatchItemFilter, BatchItemUpdate,
-    BatchUpdate, Batches, CreateBatchErrorOutcome, CreateBatchItemOutcome, CreateBatchOutcome, ItemsOf, NewBatch,
-    NewBatchError, NewBatchItem, RunResult,
+    BatchUpdate, BatchWaitpoints, Batches, CreateBatchErrorOutcome, CreateBatchItemOutcome, CreateBatchOutcome,
+    ItemsOf, NewBatch, NewBatchError, NewBatchItem, RunResult,
 };
 use crate::create::Payload;
 use crate::error::{Entity, ErrorKind, InputProblem, Result, StoreError};
 use crate::generated::constraints::Constraint;
-use crate::ids::{BatchErrorId, BatchId, BatchItemId, BatchKey, EnvironmentId, RunId, RunKey, WaitpointId};
+use crate::ids::{BatchErrorId, BatchId, BatchItemId, BatchKey, EnvironmentId, RunId, RunKey};
 use crate::lifecycle::WaitpointOutput;
 use crate::model::{
     Batch, BatchColumn, BatchError, BatchErrorColumn, BatchItem, BatchItemColumn, BatchItemStatus, BatchStatus,
 };
 use crate::read::Read;
 use crate::residency::Routable;
+use crate::runs::CHUNK;
 
 #[async_trait]
 impl<S: Schema> Batches for PgRunStore<S> {
@@ -62,17 +67,17 @@ impl<S: Schema> Batches for PgRunStore<S> {
 
     async fn update_many_batch_task_run(&self, filter: &BatchFilter, update: BatchUpdate) -> Result<u64> {
         let operation = "update_many_batch_task_run";
-        let checked = check_batch_filter(filter).and_then(|()| check_batch_update(&update));
-        checked.map_err(refused::<S>(operation))?;
+        check_many_batches(filter, &update).map_err(refused::<S>(operation))?;
         let BatchFilter { ids, environment, status_not_in, sealed, created_before } = filter;
         let condition = Condition::all()
             .add_option(environment.as_ref().map(|id| BatchColumn::RuntimeEnvironmentId.eq(id.as_str())))
             .add_option(none_of(BatchColumn::Status, "batch_task_run_status[]", status_not_in))
             .add_option(sealed.map(|sealed| BatchColumn::Sealed.eq(sealed)))
             .add_option(created_before.map(|at| BatchColumn::CreatedAt.lt(super::input::stamp_up(at))));
-        let mut statement = batch_update::<S>(update, stamp(self.clock.now()));
-        statement.cond_where(condition);
+        let statement = batch_update::<S>(update, stamp(self.clock.now()));
         let Some(ids) = ids else {
+            let rows = S::Batch::rows().filter(condition);
+            let statement = in_order_of_ids(statement, rows, BatchColumn::Id);
             return Ok(self.database.execute(operation, &statement).await?.rows_affected());
         };
         let mut ids: Vec<BatchId> = ids.iter().copied().filter(|id| id.residency() == S::RESIDENCY).collect();
@@ -80,8 +85,9 @@ impl<S: Schema> Batches for PgRunStore<S> {
         ids.dedup();
         let mut changed = 0;
         for chunk in ids.chunks(CHUNK) {
-            let mut statement = statement.clone();
-            statement.and_where(any_of(BatchColumn::Id, chunk.iter().map(BatchId::to_string).collect()));
+            let named = any_of(BatchColumn::Id, chunk.iter().map(BatchId::to_string).collect());
+            let rows = S::Batch::rows().filter(condition.clone().add(named));
+            let statement = in_order_of_ids(statement.clone(), rows, BatchColumn::Id);
             changed += self.database.execute(operation, &statement).await?.rows_affected();
         }
         Ok(changed)
@@ -124,8 +130,12 @@ impl<S: Schema> Batches for PgRunStore<S> {
         batch_ends::abort_batch(self, batch, input).await
     }
 
-    async fn complete_batch_waitpoints(&self, batch: &BatchId, output: WaitpointOutput) -> Result<Vec<WaitpointId>> {
+    async fn complete_batch_waitpoints(&self, batch: &BatchId, output: WaitpointOutput) -> Result<BatchWaitpoints> {
         batch_ends::complete_batch_waitpoints(self, batch, output).await
+    }
+
+    async fn count_running_members(&self, batch: &BatchId, environment: &EnvironmentId) -> Result<u64> {
+        batch_ends::count_running_members(self, batch, environment).await
     }
 
     async fn find_batch_members(
@@ -203,7 +213,7 @@ impl<S: Schema> Batches for PgRunStore<S> {
         for (column, value) in changes {
             statement.value(column, value);
         }
-        statement.cond_where(condition);
+        let statement = in_order_of_ids(statement, S::BatchItem::rows().filter(condition), BatchItemColumn::Id);
         Ok(self.database.execute(operation, &statement).await?.rows_affected())
     }
 
@@ -329,12 +339,25 @@ pub(crate) fn check_batch_update(update: &BatchUpdate) -> Result<(), ErrorKind> 
 }
 
 /// What can be said against a filter on batches before any SQL is sent.
-pub(crate) fn check_batch_filter(filter: &BatchFilter) -> Result<(), ErrorKind> {
+fn check_batch_filter(filter: &BatchFilter) -> Result<(), ErrorKind> {
     // No index would narrow it down, and nobody means all batches there are.
     if filter.ids.is_none() && filter.environment.is_none() {
         return Err(invalid("filter", InputProblem::Empty));
     }
     within("ids", filter.ids.as_ref().map_or(0, Vec::len))
+}
+
+/// What can be said against the change of many batches before any SQL is sent.
+///
+/// It may have to be repeated for the sake of one of several databases, so it adds nothing.
+pub(crate) fn check_many_batches(filter: &BatchFilter, update: &BatchUpdate) -> Result<(), ErrorKind> {
+    check_batch_filter(filter)?;
+    check_batch_update(update)?;
+    let added = [("add_completed", update.add_completed), ("add_processing_jobs", update.add_processing_jobs)];
+    match added.into_iter().find(|(_, added)| *added != 0) {
+        Some((field, _)) => Err(invalid(field, InputProblem::Contradiction)),
+        None => Ok(()),
+    }
 }
 
 /// What can be said against a filter on items before any SQL is sent.
@@ -343,6 +366,22 @@ pub(crate) fn check_item_filter(filter: &BatchItemFilter) -> Result<(), ErrorKin
         return Err(invalid("filter", InputProblem::Empty));
     }
     within("items", filter.items.as_ref().map_or(0, Vec::len))
+}
+
+/// Changes rows of a table, which are locked in the order of their ids, so that two statements cannot wait for each other.
+pub(super) fn in_order_of_ids<E: EntityTrait>(
+    mut update: UpdateStatement,
+    rows: Select<E>,
+    id: impl ColumnTrait,
+) -> WithQuery {
+    const LOCKED: &str = "locked";
+    let mut rows = rows.select_only().expr_as(id.into_expr(), "id").into_query();
+    rows.order_by_expr(id.into_expr(), sea_orm::Order::Asc).lock(LockType::NoKeyUpdate);
+    let locked = Query::select().column("id").from(LOCKED).to_owned();
+    update.and_where(id.into_expr().in_subquery(locked));
+    let mut with = WithClause::new();
+    with.cte(CommonTableExpression::new().table_name(LOCKED).query(rows).to_owned());
+    update.with(with)
 }
 
 /// The row of a new batch, with every column said.

@@ -34,6 +34,11 @@ impl Database {
         Token::new(self.residency)
     }
 
+    /// Whether another copy than the primary answers reads.
+    pub(crate) fn has_replica(&self) -> bool {
+        self.replica.is_some()
+    }
+
     /// The copy that answers: the one decision about copies.
     fn copy(&self, read: Read) -> &DatabaseConnection {
         match read {

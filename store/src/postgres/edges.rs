@@ -11,13 +11,16 @@ use sea_orm::{ColumnTrait, Condition, DbBackend, EntityName, FromQueryResult, Id
 use super::PgRunStore;
 use super::input::{optional, stamp, within};
 use super::schema::{Schema, Twin, text_array};
-use super::waitpoints::{CHUNK, STATE, state_columns};
+use super::waitpoints::{STATE, state_columns};
 use crate::edges::{BlockRun, EdgeFilter, EdgeWithWaitpoint, Edges, NewEdges};
 use crate::error::{Entity, ErrorKind, InputProblem, Result, StoreError};
 use crate::ids::{EdgeId, RunId, WaitpointId};
 use crate::model::{Edge, EdgeColumn, RunColumn, WaitpointColumn};
+use crate::pages::EdgeOrderKey;
+use crate::projection::{SortKey, leading, total};
 use crate::read::Read;
 use crate::residency::Routable;
+use crate::runs::CHUNK;
 use crate::waitpoints::WaitpointState;
 
 #[async_trait]
@@ -190,9 +193,7 @@ async fn find_edges<S: Schema>(
         return Ok(Vec::new());
     }
     let mut found = Vec::new();
-    let conditions = conditions::<S>(filter);
-    let chunks = conditions.len();
-    for condition in conditions {
+    for condition in conditions::<S>(filter) {
         let mut query = S::Edge::rows().filter(condition).into_query();
         query.order_by(EdgeColumn::CreatedAt, sea_orm::Order::Asc).order_by(EdgeColumn::Id, sea_orm::Order::Asc);
         if let Some(limit) = limit {
@@ -200,11 +201,7 @@ async fn find_edges<S: Schema>(
         }
         found.extend(store.database.all::<Edge>(operation, read, &query).await?);
     }
-    if chunks > 1 {
-        found.sort_by(|left, right| (left.created_at, &left.id).cmp(&(right.created_at, &right.id)));
-        found.truncate(limit.map_or(usize::MAX, |limit| limit as usize));
-    }
-    Ok(found)
+    Ok(leading(&total(&[EdgeOrderKey::DEFAULT]), limit, found))
 }
 
 async fn delete_edges<S: Schema>(store: &PgRunStore<S>, filter: &EdgeFilter) -> Result<u64> {

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use sea_orm::prelude::DateTimeWithTimeZone;
 use sea_orm::sea_query::extension::postgres::PgBinOper;
-use sea_orm::sea_query::{Expr, ExprTrait, Query, UpdateStatement};
+use sea_orm::sea_query::{Expr, ExprTrait, Func, Query, UpdateStatement};
 use sea_orm::{ColumnTrait, FromQueryResult};
 
 use super::PgRunStore;
@@ -92,9 +92,11 @@ fn check<S: Schema>(operation: &'static str, input: impl FnOnce() -> Result<(), 
 /// An update of one run that sets the moment of its change and answers with it.
 fn update<S: Schema>(store: &PgRunStore<S>, run: &RunId) -> UpdateStatement {
     let mut update = Query::update();
+    // The clocks of two callers may differ: the moment never goes back.
+    let now = Func::cust("greatest").arg(RunColumn::UpdatedAt.into_expr()).arg(stamp(store.clock.now()));
     update
         .table(S::TaskRun::default())
-        .value(RunColumn::UpdatedAt, stamp(store.clock.now()))
+        .value(RunColumn::UpdatedAt, now)
         .and_where(RunColumn::Id.eq(run.as_str()))
         .returning(Query::returning().columns([RunColumn::MetadataVersion, RunColumn::UpdatedAt]));
     update

@@ -17,9 +17,7 @@ use crate::model::{Run, RunColumn};
 use crate::projection::{Listed, total};
 use crate::read::Read;
 use crate::residency::Routable;
-
-/// Ids in one statement.
-pub(super) const CHUNK: usize = 1_000;
+use crate::runs::CHUNK;
 
 pub(super) async fn find_run<S: Schema>(
     operation: &'static str,
@@ -118,7 +116,14 @@ pub(crate) fn check(filter: &RunFilter) -> Result<(), ErrorKind> {
     for (field, value) in texts {
         value.as_deref().map_or(Ok(()), |value| text(field, value))?;
     }
-    filter.any_tag.iter().flatten().try_for_each(|tag| text("any_tag", tag))
+    any_tag(filter.any_tag.as_deref())
+}
+
+/// What can be said against a list of tags of which a row has to have one.
+pub(super) fn any_tag(tags: Option<&[String]>) -> Result<(), ErrorKind> {
+    let tags = tags.unwrap_or_default();
+    within("any_tag", tags.len())?;
+    tags.iter().try_for_each(|tag| text("any_tag", tag))
 }
 
 /// The filter as SQL: the one place where a field meets its column.

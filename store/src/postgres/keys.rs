@@ -15,9 +15,7 @@ use crate::keys::{ClearIdempotencyKey, ClearedKey, IdempotencyKeys, KeyedRun};
 use crate::model::Run;
 use crate::read::Read;
 use crate::residency::Routable;
-
-/// Keys or runs in one statement.
-const CHUNK: usize = 1_000;
+use crate::runs::CHUNK;
 
 /// Each key is one look-up of the unique key: the lateral part is run for every element of the list and cannot become one
 /// scan of all keys of a task.
@@ -61,7 +59,8 @@ impl<S: Schema> IdempotencyKeys for PgRunStore<S> {
         match input {
             ClearIdempotencyKey::ById { run, key } if run.residency() == S::RESIDENCY => {
                 let sql = format!(
-                    "UPDATE task_run SET idempotency_key = NULL, idempotency_key_expires_at = NULL, updated_at = $3
+                    "UPDATE task_run SET idempotency_key = NULL, idempotency_key_expires_at = NULL,
+                         updated_at = greatest(updated_at, $3)
                      WHERE id = $1 AND idempotency_key = $2 {CLEARED}, $2::text AS key"
                 );
                 clear(self, &sql, [run.as_str().into(), key.into(), now(self)]).await
@@ -70,7 +69,8 @@ impl<S: Schema> IdempotencyKeys for PgRunStore<S> {
             ClearIdempotencyKey::ById { .. } => Ok(Vec::new()),
             ClearIdempotencyKey::ByPredicate(ClaimKey { environment, task_identifier, key }) => {
                 let sql = format!(
-                    "UPDATE task_run SET idempotency_key = NULL, idempotency_key_expires_at = NULL, updated_at = $4
+                    "UPDATE task_run SET idempotency_key = NULL, idempotency_key_expires_at = NULL,
+                         updated_at = greatest(updated_at, $4)
                      WHERE runtime_environment_id = $1 AND task_identifier = $2 AND idempotency_key = $3
                      {CLEARED}, $3::text AS key"
                 );
@@ -97,7 +97,8 @@ async fn clear_runs<S: Schema>(store: &PgRunStore<S>, mut runs: Vec<RunKey>) -> 
              WHERE (id = ANY($1) OR friendly_id = ANY($2)) AND idempotency_key IS NOT NULL
              ORDER BY id FOR UPDATE
          )
-         UPDATE task_run SET idempotency_key = NULL, updated_at = $3 FROM keyed WHERE task_run.id = keyed.id
+         UPDATE task_run SET idempotency_key = NULL, updated_at = greatest(updated_at, $3)
+         FROM keyed WHERE task_run.id = keyed.id
          {CLEARED}, keyed.key"
     );
     let mut cleared = Vec::new();

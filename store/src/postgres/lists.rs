@@ -5,8 +5,8 @@ use sea_orm::sea_query::{Expr, ExprTrait, IntoColumnRef, SelectStatement};
 use sea_orm::{ColumnTrait, Condition, EntityTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait, Select};
 
 use super::PgRunStore;
-use super::finds::{any_label, any_of, condition, overlaps};
-use super::input::{indexed, optional, stamp_up, text};
+use super::finds::{any_label, any_of, any_tag, condition, overlaps};
+use super::input::{indexed, optional, stamp_up};
 use super::schema::{Schema, Twin};
 use crate::error::{ErrorKind, Result, StoreError};
 use crate::find::{Direction, Order};
@@ -22,7 +22,7 @@ use crate::pages::{
 use crate::projection::{Listed, SortKey, total};
 use crate::read::Read;
 use crate::residency::Routable;
-use crate::runs::MAX_IDS;
+use crate::runs::CHUNK;
 
 #[async_trait]
 impl<S: Schema> Lists for PgRunStore<S> {
@@ -66,17 +66,25 @@ impl<S: Schema> Lists for PgRunStore<S> {
     }
 
     async fn find_copies(&self, of: &Copies, read: Read) -> Result<Vec<Copied>> {
-        let query = match &of.filter {
-            CopiesFilter::Runs(filter) => copies::<S, S::TaskRun, RunSummary, _>(filter, of),
-            CopiesFilter::Waitpoints(filter) => copies::<S, S::Waitpoint, WaitpointSummary, _>(filter, of),
-            CopiesFilter::Batches(filter) => copies::<S, S::Batch, BatchSummary, _>(filter, of),
-            CopiesFilter::WaitpointTags(filter) => copies::<S, S::WaitpointTag, WaitpointTag, _>(filter, of),
-            CopiesFilter::Edges(filter) => copies::<S, S::Edge, Edge, _>(filter, of),
-        };
-        match query {
-            Some(query) => self.database.all("find_copies", read, &query).await,
-            None => Ok(Vec::new()),
+        let mut found = Vec::new();
+        for (ids, names) in of.ids.chunks(CHUNK).zip(of.names.chunks(CHUNK)) {
+            let query = match &of.filter {
+                CopiesFilter::Runs(filter) => match filter.condition::<S>() {
+                    Some(condition) => copies::<S::TaskRun, RunSummary>(condition, ids, names),
+                    None => return Ok(Vec::new()),
+                },
+                CopiesFilter::Waitpoints => copies::<S::Waitpoint, WaitpointSummary>(Condition::all(), ids, names),
+                CopiesFilter::Batches => copies::<S::Batch, BatchSummary>(Condition::all(), ids, names),
+                CopiesFilter::WaitpointTags(environment) => {
+                    let of_environment = equal(WaitpointTagColumn::EnvironmentId, environment.as_str());
+                    copies::<S::WaitpointTag, WaitpointTag>(Condition::all().add(of_environment), ids, names)
+                }
+                CopiesFilter::Snapshots => copies::<S::Snapshot, Snapshot>(Condition::all(), ids, names),
+                CopiesFilter::Edges => copies::<S::Edge, Edge>(Condition::all(), ids, names),
+            };
+            found.extend(self.database.all::<Copied>("find_copies", read, &query).await?);
         }
+        Ok(found)
     }
 }
 
@@ -158,7 +166,16 @@ fn after<K: SortKey>(order: &[Order<K>], cursor: &Cursor) -> Condition {
             None => column.is_null(),
         });
     }
-    any
+    // An index whose first column is the first key begins where this says, also if it ends there.
+    let mut all = Condition::all();
+    if let Some((first, mark)) = keys().next().filter(|(first, _)| !is_nullable(first.by)) {
+        let column = first.by.column().into_expr();
+        all = all.add_option(value(mark).map(|value| match first.direction {
+            Direction::Ascending => column.gte(value),
+            Direction::Descending => column.lte(value),
+        }));
+    }
+    all.add(any)
 }
 
 /// What comes after the value of one key; `None` if nothing does. NULL is greater than everything.
@@ -188,18 +205,17 @@ fn value(mark: &Mark) -> Option<Expr> {
     }
 }
 
-/// Ids and names of the rows that match the filter and have one of these ids or names.
-fn copies<S: Schema, E: EntityTrait, R: Listed, F: Filter>(filter: &F, of: &Copies) -> Option<SelectStatement> {
+/// Ids and names of the rows that fit the condition and have one of these ids or names.
+fn copies<E: EntityTrait, R: Listed>(condition: Condition, ids: &[String], names: &[String]) -> SelectStatement {
     let (id, name) = (R::By::ID, R::By::NAME);
-    let mut copies = Condition::any().add(any_of(id.column(), of.ids.clone()));
+    let mut copies = Condition::any().add(any_of(id.column(), ids.to_vec()));
     if name != id {
-        copies = copies.add(any_of(name.column(), of.names.clone()));
+        copies = copies.add(any_of(name.column(), names.to_vec()));
     }
-    let condition = filter.condition::<S>()?;
     let mut query = E::find().filter(condition).filter(copies).into_query();
     query.clear_selects();
     query.expr_as(column_of(id), "id").expr_as(column_of(name), "name");
-    Some(query)
+    query
 }
 
 fn column_of(key: impl SortKey) -> Expr {
@@ -224,7 +240,7 @@ impl Filter for crate::find::RunFilter {
 impl Filter for WaitpointFilter {
     fn check(&self) -> Result<(), ErrorKind> {
         optional("idempotency_key", self.idempotency_key.as_deref())?;
-        tags(self.any_tag.as_deref())
+        any_tag(self.any_tag.as_deref())
     }
 
     fn condition<S: Schema>(&self) -> Option<Condition> {
@@ -334,14 +350,6 @@ impl FindWaitpointTags {
 
 fn is_empty<T>(values: &Option<Vec<T>>) -> bool {
     values.as_ref().is_some_and(Vec::is_empty)
-}
-
-fn tags(tags: Option<&[String]>) -> Result<(), ErrorKind> {
-    let tags = tags.unwrap_or_default();
-    if tags.len() > MAX_IDS {
-        return super::input::within("any_tag", tags.len());
-    }
-    tags.iter().try_for_each(|tag| text("any_tag", tag))
 }
 
 /// The first text after all that begin with `prefix`, in bytewise order; `None` if there is none.

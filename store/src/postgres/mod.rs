@@ -53,8 +53,9 @@ use crate::transitions::{
 };
 
 pub(crate) use attempts::check_attempt;
+pub(crate) use batch_ends::{is_creating, is_over};
 pub(crate) use batch_results::in_order_of;
-pub(crate) use batches::{check_batch_filter, check_batch_update, check_item_filter};
+pub(crate) use batches::{check_batch_update, check_item_filter, check_many_batches};
 use create::Fenced;
 pub(crate) use create::check_creation;
 pub(crate) use database::Database;

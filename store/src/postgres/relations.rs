@@ -6,11 +6,14 @@ use sea_orm::sea_query::{Expr, ExprTrait, SelectStatement};
 use sea_orm::{DbBackend, DbErr, QueryResult};
 
 use super::PgRunStore;
+use super::input::within;
 use super::schema::{Pair, Schema, text_array};
 use super::snapshots;
-use crate::error::Result;
+use crate::error::{Result, StoreError};
 use crate::read::Read;
 use crate::relations::{Links, RelatedQuery, RelatedRow, Relations, Source};
+use crate::residency::Residency;
+use crate::runs::MAX_IDS;
 
 /// Names, in every answer, of the value that was asked for and of the id of what was found.
 pub(super) const KEY: &str = "related_key";
@@ -29,8 +32,14 @@ impl<S: Schema> Relations for PgRunStore<S> {
                 let row = related::<S>(row, key, id);
                 found.push(row.map_err(|error| self.database.decode_error(query.operation, &error))?);
             }
+            within("targets", found.len())
+                .map_err(|kind| StoreError::new(query.operation, Some(S::RESIDENCY), kind))?;
         }
         Ok(found)
+    }
+
+    fn has_replica(&self, residency: Residency) -> bool {
+        residency == S::RESIDENCY && self.database.has_replica()
     }
 }
 
@@ -46,7 +55,9 @@ fn statement<S: Schema>(source: &Source, keys: Vec<String>) -> (SelectStatement,
             let mut rows = SelectStatement::clone(rows);
             rows.expr_as(Expr::col((*table, *column)), KEY)
                 .expr_as(Expr::col((*table, "id")), ID)
-                .and_where(Expr::col((*table, *column)).eq(PgFunc::any(Expr::val(text_array(keys)))));
+                .and_where(Expr::col((*table, *column)).eq(PgFunc::any(Expr::val(text_array(keys)))))
+                // One more than is taken tells that there are too many.
+                .limit(MAX_IDS as u64 + 1);
             (rows, KEY, ID)
         }
         Source::Links(links) => match links {

@@ -18,15 +18,14 @@ use crate::find::Direction;
 use crate::hydrate;
 use crate::ids::{EnvironmentId, RunId, SnapshotId, WaitpointId};
 use crate::model::{CheckpointColumn, Snapshot, SnapshotColumn, SnapshotEntity};
+use crate::projection::leading;
 use crate::read::Read;
 use crate::residency::Routable;
+use crate::runs::CHUNK;
 use crate::snapshots::{
     CompletedLinks, CreateExecutionSnapshot, FindSnapshots, HydratedSnapshot, Presence, SnapshotLookup, Snapshots,
     SnapshotsOf, SnapshotsSince, Validity,
 };
-
-/// Ids in one statement.
-const CHUNK: usize = 1_000;
 
 /// Before the names of a checkpoint's columns.
 pub(crate) const CHECKPOINT_PREFIX: &str = "of_checkpoint_";
@@ -149,7 +148,7 @@ async fn find_many<S: Schema>(store: &PgRunStore<S>, query: &FindSnapshots, read
                 let named = SnapshotColumn::Id.into_expr().eq(PgFunc::any(Expr::val(text_array(chunk.to_vec()))));
                 found.extend(store.database.all::<Snapshot>(operation, read, &list::<S>(query, named)).await?);
             }
-            Ok(query.page(found))
+            Ok(leading(&query.total_order(), query.limit, found))
         }
     }
 }
@@ -251,10 +250,9 @@ pub(super) fn newer<S: Schema>(run: &str, anchor: &str, environment: Option<&str
         .order_by(SnapshotColumn::CreatedAt.as_column_ref(), Order::Desc)
         .order_by(SnapshotColumn::Id.as_column_ref(), Order::Desc)
         .to_owned();
-    let mut after = Query::select();
-    after
+    let mut newest = Query::select();
+    newest
         .columns(SnapshotColumn::iter())
-        .expr_window_as(Func::cust("row_number"), newest_first, PLACE)
         .from(S::Snapshot::default())
         .and_where(SnapshotColumn::RunId.into_expr().eq(of_anchor(SnapshotColumn::RunId)))
         .and_where(SnapshotColumn::IsValid.into_expr())
@@ -262,10 +260,17 @@ pub(super) fn newer<S: Schema>(run: &str, anchor: &str, environment: Option<&str
             Expr::tuple([SnapshotColumn::CreatedAt.into_expr(), SnapshotColumn::Id.into_expr()])
                 .gt(Expr::tuple([of_anchor(SnapshotColumn::CreatedAt), of_anchor(SnapshotColumn::Id)])),
         )
-        .order_by(PLACE, Order::Asc)
+        .order_by(SnapshotColumn::CreatedAt.as_column_ref(), Order::Desc)
+        .order_by(SnapshotColumn::Id.as_column_ref(), Order::Desc)
         .limit(u64::from(at_most));
 
+    // The place is told of those alone: for a place among all of them, all would have to be read.
     let table = SnapshotEntity::default().table_name();
+    let mut after = Query::select();
+    after
+        .columns(SnapshotColumn::iter())
+        .expr_window_as(Func::cust("row_number"), newest_first, PLACE)
+        .from_subquery(newest, table);
     let place = Expr::col((table, PLACE));
     let links = subquery(S::completed_links().waitpoints_of(SnapshotColumn::Id.into_expr()));
     let links_of_newest = CaseStatement::new().case(place.clone().eq(1), links);

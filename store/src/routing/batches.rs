@@ -6,18 +6,19 @@ use futures_util::future::try_join_all;
 use super::route::Route;
 use super::{Leg, RoutingRunStore, merge};
 use crate::batches::{
-    AbortBatch, BatchAbort, BatchCompletion, BatchFilter, BatchItemFilter, BatchItemUpdate, BatchUpdate, Batches,
-    CreateBatchErrorOutcome, CreateBatchItemOutcome, CreateBatchOutcome, EndedBatch, ItemsOf, NewBatch, NewBatchError,
-    NewBatchItem, RunResult,
+    AbortBatch, BatchAbort, BatchCompletion, BatchFilter, BatchItemFilter, BatchItemUpdate, BatchUpdate,
+    BatchWaitpoints, Batches, CreateBatchErrorOutcome, CreateBatchItemOutcome, CreateBatchOutcome, EndedBatch, ItemsOf,
+    NewBatch, NewBatchError, NewBatchItem, RunResult, aborted,
 };
 use crate::error::{Entity, ErrorKind, Result, StoreError};
-use crate::find::{FindRuns, RunFilter};
-use crate::ids::{BatchId, BatchKey, EnvironmentId, Home, RunId, RunKey, WaitpointId};
+use crate::ids::{BatchId, BatchKey, EnvironmentId, Home, RunId, RunKey};
 use crate::lifecycle::WaitpointOutput;
-use crate::model::{Batch, BatchError, BatchItem, BatchItemStatus, BatchRow, BatchStatus, RunStatus, is_final};
-use crate::postgres::{check_batch_filter, check_batch_update, check_item_filter, in_order_of, within};
-use crate::read::{Read, Token};
-use crate::residency::{Residency, Routable};
+use crate::model::{Batch, BatchError, BatchItem, BatchItemStatus, BatchStatus};
+use crate::postgres::{
+    check_batch_update, check_item_filter, check_many_batches, in_order_of, is_creating, is_over, within,
+};
+use crate::read::Read;
+use crate::residency::{Residency, Routable, UnclassifiableId};
 
 #[async_trait]
 impl Batches for RoutingRunStore {
@@ -40,8 +41,7 @@ impl Batches for RoutingRunStore {
 
     async fn update_many_batch_task_run(&self, filter: &BatchFilter, update: BatchUpdate) -> Result<u64> {
         let operation = "update_many_batch_task_run";
-        let checked = check_batch_filter(filter).and_then(|()| check_batch_update(&update));
-        checked.map_err(|kind| StoreError::new(operation, None, kind))?;
+        check_many_batches(filter, &update).map_err(|kind| StoreError::new(operation, None, kind))?;
         let asked = self.legs.iter().filter(|leg| match &filter.ids {
             Some(ids) => ids.iter().any(|id| id.residency() == leg.residency),
             None => true,
@@ -84,16 +84,27 @@ impl Batches for RoutingRunStore {
         }
         for leg in self.legs.iter().filter(|leg| leg.residency != batch.residency()) {
             let Some(row) = leg.store.find_batch_task_run_by_id(batch, Read::Primary).await? else { continue };
-            let running = self.running_members(&row).await?;
-            if running > 0 && !is_over(row.status) {
-                return Ok(BatchCompletion::MembersRunning(running));
+            if !is_over(row.status) {
+                // By the row as it was before the members were counted: a batch that gets more may have got one since.
+                if is_creating(&row) {
+                    return Ok(BatchCompletion::StillCreating);
+                }
+                let running = self.running_members(batch, &row).await?;
+                if running > 0 {
+                    return Ok(BatchCompletion::MembersRunning(running));
+                }
             }
             return Ok(match leg.store.complete_batch_if_done(batch).await? {
                 BatchCompletion::Completed(ended) => {
-                    BatchCompletion::Completed(self.also_elsewhere(batch, leg, ended).await?)
+                    let output = WaitpointOutput::success(None);
+                    BatchCompletion::Completed(self.complete_elsewhere(batch, leg, ended, output).await?)
                 }
-                BatchCompletion::AlreadyDone(ended) if ended.status == BatchStatus::Completed => {
-                    BatchCompletion::AlreadyDone(self.also_elsewhere(batch, leg, ended).await?)
+                BatchCompletion::AlreadyDone(ended) => {
+                    let output = match ended.status {
+                        BatchStatus::Aborted => aborted(),
+                        _ => WaitpointOutput::success(None),
+                    };
+                    BatchCompletion::AlreadyDone(self.complete_elsewhere(batch, leg, ended, output).await?)
                 }
                 other => other,
             });
@@ -122,12 +133,16 @@ impl Batches for RoutingRunStore {
         Ok(BatchAbort::NotFound)
     }
 
-    async fn complete_batch_waitpoints(&self, batch: &BatchId, output: WaitpointOutput) -> Result<Vec<WaitpointId>> {
+    async fn complete_batch_waitpoints(&self, batch: &BatchId, output: WaitpointOutput) -> Result<BatchWaitpoints> {
         let asked = self.legs.iter().map(|leg| leg.store.complete_batch_waitpoints(batch, output.clone()));
-        let mut waitpoints: Vec<WaitpointId> = try_join_all(asked).await?.into_iter().flatten().collect();
-        waitpoints.sort_unstable();
-        waitpoints.dedup();
-        Ok(waitpoints)
+        let mut all = BatchWaitpoints::default();
+        try_join_all(asked).await?.into_iter().for_each(|found| all.absorb(found));
+        Ok(all)
+    }
+
+    async fn count_running_members(&self, batch: &BatchId, environment: &EnvironmentId) -> Result<u64> {
+        let asked = self.legs.iter().map(|leg| leg.store.count_running_members(batch, environment));
+        Ok(try_join_all(asked).await?.into_iter().sum())
     }
 
     async fn find_batch_members(
@@ -193,32 +208,17 @@ impl RoutingRunStore {
     }
 
     /// How many members of a batch are not over, in any database.
-    async fn running_members(&self, batch: &Batch) -> Result<u64> {
-        use sea_orm::Iterable;
-
+    async fn running_members(&self, batch: &BatchId, row: &Batch) -> Result<u64> {
         let operation = "complete_batch_if_done";
-        let id = batch.batch_id().map_err(|fault| StoreError::new(operation, None, fault.into()))?;
-        let environment = batch.runtime_environment_id.parse();
-        let environment: EnvironmentId = environment
-            .map_err(|fault: crate::residency::UnclassifiableId| StoreError::new(operation, None, fault.into()))?;
-        let filter = RunFilter {
-            batch: Some(id),
-            environment: Some(environment),
-            status: Some(RunStatus::iter().filter(|status| !is_final(*status)).collect()),
-            ..RunFilter::default()
-        };
-        let query = FindRuns { filter, ..FindRuns::default() };
-        let asked = self.legs.iter().map(|leg| leg.store.find_run_summaries(&query, Read::Primary));
-        let running = try_join_all(asked).await.map_err(|error| error.in_operation(operation))?;
-        Ok(running.into_iter().map(|runs| runs.len() as u64).sum())
+        let environment: EnvironmentId = row
+            .runtime_environment_id
+            .parse()
+            .map_err(|fault: UnclassifiableId| StoreError::new(operation, None, fault.into()))?;
+        let counted = self.count_running_members(batch, &environment).await;
+        counted.map_err(|error| error.in_operation(operation))
     }
 
-    /// Completes the waitpoints of a complete batch in all databases but `leg`, where they are complete.
-    async fn also_elsewhere(&self, batch: &BatchId, leg: &Leg, ended: EndedBatch) -> Result<EndedBatch> {
-        let output = WaitpointOutput::success(None);
-        self.complete_elsewhere(batch, leg, ended, output).await
-    }
-
+    /// Completes the waitpoints of a batch in all databases but `leg`, where they are complete.
     async fn complete_elsewhere(
         &self,
         batch: &BatchId,
@@ -227,18 +227,11 @@ impl RoutingRunStore {
         output: WaitpointOutput,
     ) -> Result<EndedBatch> {
         for other in self.legs.iter().filter(|other| other.residency != leg.residency) {
-            let waitpoints = other.store.complete_batch_waitpoints(batch, output.clone()).await?;
-            if !waitpoints.is_empty() {
-                ended.absorb(waitpoints, Token::new(other.residency));
+            let elsewhere = other.store.complete_batch_waitpoints(batch, output.clone()).await?;
+            if !elsewhere.waitpoints.is_empty() {
+                ended.absorb(elsewhere);
             }
         }
         Ok(ended)
-    }
-}
-
-fn is_over(status: BatchStatus) -> bool {
-    match status {
-        BatchStatus::Completed | BatchStatus::Aborted => true,
-        BatchStatus::Pending | BatchStatus::Processing | BatchStatus::PartialFailed => false,
     }
 }

@@ -3,11 +3,12 @@
 use async_trait::async_trait;
 use futures_util::future::{BoxFuture, try_join_all};
 
+use super::merge::Merged;
 use super::route::{self, Route};
-use super::{RoutingRunStore, merge};
+use super::{Leg, RoutingRunStore};
 use crate::RunStore;
 use crate::error::{Result, StoreError};
-use crate::find::RunFilter;
+use crate::find::{Order, RunFilter};
 use crate::model::{BatchItem, BatchSummary, Edge, RunSummary, Snapshot, WaitpointSummary, WaitpointTag};
 use crate::pages::{
     Copied, Copies, CopiesFilter, EdgesOf, FindWaitpointTags, List, ListBatchItems, ListBatches, ListEdges,
@@ -21,7 +22,7 @@ use crate::residency::{Residency, Routable};
 #[async_trait]
 impl Lists for RoutingRunStore {
     async fn list_runs(&self, list: &ListRuns, read: Read) -> Result<Page<RunSummary>> {
-        let copies = CopiesFilter::Runs;
+        let copies = CopiesFilter::Runs(RunFilter::default());
         self.list("list_runs", list, read, <dyn RunStore>::list_runs, copies).await
     }
 
@@ -36,7 +37,7 @@ impl Lists for RoutingRunStore {
     }
 
     async fn list_waitpoint_tags(&self, list: &ListWaitpointTags, read: Read) -> Result<Page<WaitpointTag>> {
-        let copies = CopiesFilter::WaitpointTags;
+        let copies = CopiesFilter::WaitpointTags(list.filter.environment.clone());
         self.list("list_waitpoint_tags", list, read, <dyn RunStore>::list_waitpoint_tags, copies).await
     }
 
@@ -60,14 +61,15 @@ impl Lists for RoutingRunStore {
     async fn find_many_waitpoint_tags(&self, query: &FindWaitpointTags, read: Read) -> Result<Vec<WaitpointTag>> {
         let operation = "find_many_waitpoint_tags";
         query.filter.check().map_err(|kind| StoreError::new(operation, None, kind))?;
-        let part = FindWaitpointTags {
-            limit: query.limit.map(|limit| if limit == 0 { 0 } else { limit.saturating_add(query.offset) }),
-            offset: 0,
-            ..query.clone()
+        let copies = CopiesFilter::WaitpointTags(query.filter.environment.clone());
+        let asked: Vec<_> = self.asked(Route::Everywhere).collect();
+        let slice = Slice { order: &query.total_order(), limit: query.limit, offset: query.offset };
+        let ask = |leg: &'_ Leg, limit| {
+            let part = FindWaitpointTags { limit, offset: 0, ..query.clone() };
+            let store = leg.store.clone();
+            async move { store.find_many_waitpoint_tags(&part, read).await }
         };
-        let asked = self.asked(Route::Everywhere).map(|leg| leg.store.find_many_waitpoint_tags(&part, read));
-        let answers = try_join_all(asked).await?;
-        Ok(merge::slice(&query.total_order(), query.limit, query.offset, answers))
+        self.slice(operation, slice, read, &asked, copies, ask).await
     }
 
     async fn find_copies(&self, of: &Copies, read: Read) -> Result<Vec<Copied>> {
@@ -87,7 +89,7 @@ impl RoutingRunStore {
         list: &'a List<F, R::By>,
         read: Read,
         ask: impl Fn(&'a dyn RunStore, &'a List<F, R::By>, Read) -> BoxFuture<'a, Result<Page<R>>>,
-        copies: impl Fn(F) -> CopiesFilter,
+        copies: CopiesFilter,
     ) -> Result<Page<R>> {
         let refuse = |kind| StoreError::new(operation, None, kind);
         let order = list.total_order();
@@ -95,23 +97,72 @@ impl RoutingRunStore {
         list.filter.check().map_err(refuse)?;
         let asked: Vec<_> = self.legs.iter().filter(|leg| list.filter.may_match(leg.residency)).collect();
         let answers = try_join_all(asked.iter().map(|leg| ask(leg.store.as_ref(), list, read))).await?;
-        let mut merged = merge::Merged::new(&order, list.limit as usize, answers);
-        let questions = asked.iter().enumerate().filter_map(|(rank, leg)| {
-            let (ids, names) = merged.below(rank);
-            let of = Copies { filter: copies(list.filter.clone()), ids, names };
-            (!of.ids.is_empty())
-                .then(|| async move { leg.store.find_copies(&of, read).await.map(|found| (rank, found)) })
+        let merged = Merged::page(&order, list.limit as usize, answers);
+        Ok(self.without_copies(operation, merged, read, &asked, &copies).await?.into_page())
+    }
+
+    /// So many rows after so many, exactly as one database with the rows of all would give them.
+    ///
+    /// Each database is asked for enough rows to fill the answer alone. Only where rows give way to copies can that be too
+    /// few; then more are asked for.
+    pub(super) async fn slice<R: Listed, A: Future<Output = Result<Vec<R>>> + Send>(
+        &self,
+        operation: &'static str,
+        slice: Slice<'_, R::By>,
+        read: Read,
+        asked: &[&Leg],
+        copies: CopiesFilter,
+        ask: impl Fn(&Leg, Option<u32>) -> A + Send + Sync,
+    ) -> Result<Vec<R>> {
+        let Slice { order, limit, offset } = slice;
+        if limit == Some(0) {
+            return Ok(Vec::new());
+        }
+        let mut enough = limit.map(|limit| limit.saturating_add(offset));
+        loop {
+            let answers = try_join_all(asked.iter().map(|leg| ask(leg, enough))).await?;
+            let merged = Merged::leading(order, enough, answers);
+            let merged = self.without_copies(operation, merged, read, asked, &copies).await?;
+            if let Some(rows) = merged.into_rows(limit, offset) {
+                return Ok(rows);
+            }
+            // Beyond the greatest number there is no limit.
+            enough = enough.and_then(|enough| enough.checked_mul(2));
+        }
+    }
+
+    /// Takes out the rows of which a database with precedence has copies that are not at hand.
+    async fn without_copies<R: Listed>(
+        &self,
+        operation: &'static str,
+        mut merged: Merged<R>,
+        read: Read,
+        asked: &[&Leg],
+        copies: &CopiesFilter,
+    ) -> Result<Merged<R>> {
+        let questions: Vec<_> = merged.questions().collect();
+        let questions = questions.into_iter().map(|(rank, ids, names)| {
+            let of = Copies { filter: copies.clone(), ids, names };
+            async move { asked[rank].store.find_copies(&of, read).await.map(|found| (rank, found)) }
         });
         let found = try_join_all(questions).await.map_err(|error| error.in_operation(operation))?;
         for (rank, copies) in found {
             merged.give_way(rank, &copies);
         }
-        Ok(merged.into_page())
+        Ok(merged)
     }
 }
 
+/// A part of a list that is read at once.
+pub(super) struct Slice<'a, K> {
+    /// The order, which is [`total`](crate::projection::total).
+    pub(super) order: &'a [Order<K>],
+    pub(super) limit: Option<u32>,
+    pub(super) offset: u32,
+}
+
 /// A filter of a list over several databases.
-trait MergedFilter: Filter + Clone {
+trait MergedFilter: Filter {
     /// Whether this database may have rows that match.
     fn may_match(&self, _residency: Residency) -> bool {
         true

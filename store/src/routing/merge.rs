@@ -5,7 +5,6 @@ use std::collections::{HashMap, HashSet};
 use crate::find::Order;
 use crate::ids::WaitpointId;
 use crate::lifecycle::in_order;
-use crate::model::Edge;
 use crate::pages::{Copied, Cursor, Page};
 use crate::projection::{Listed, compare};
 use crate::snapshots::{CompletedLinks, Presence};
@@ -16,40 +15,38 @@ pub(super) fn first<T>(answers: Vec<Option<T>>) -> Option<T> {
     answers.into_iter().flatten().next()
 }
 
-/// The rows asked for, out of the leading rows of every database.
-///
-/// Answers come in the order of precedence: of two rows with one id, or one name, the earlier one stays.
-pub(super) fn slice<R: Listed>(
-    order: &[Order<R::By>],
-    limit: Option<u32>,
-    offset: u32,
-    answers: Vec<Vec<R>>,
-) -> Vec<R> {
-    let limit = limit.map_or(usize::MAX, |limit| limit as usize);
-    in_one(order, answers).into_iter().skip(offset as usize).take(limit).map(|ranked| ranked.row).collect()
-}
-
 /// A row, and the place of its database in the order of precedence.
 struct Ranked<R> {
     rank: usize,
     row: R,
+    /// Whether no row before it in precedence has its id or its name.
+    counts: bool,
 }
 
-fn in_one<R: Listed>(order: &[Order<R::By>], answers: Vec<Vec<R>>) -> Vec<Ranked<R>> {
+/// All rows in order, those that give way to others at hand among them.
+///
+/// Answers come in the order of precedence: of two rows with one id, or one name, the earlier one counts.
+fn ranked<R: Listed>(order: &[Order<R::By>], answers: Vec<Vec<R>>) -> Vec<Ranked<R>> {
     let (mut ids, mut names) = (HashSet::new(), HashSet::new());
-    let ranked =
-        answers.into_iter().enumerate().flat_map(|(rank, rows)| rows.into_iter().map(move |row| Ranked { rank, row }));
-    let mut rows: Vec<Ranked<R>> = ranked
-        .filter(|Ranked { row, .. }| ids.insert(row.id().to_owned()) & names.insert(row.name().to_owned()))
-        .collect();
+    let all = answers.into_iter().enumerate().flat_map(|(rank, rows)| rows.into_iter().map(move |row| (rank, row)));
+    let ranked = all.map(|(rank, row)| {
+        let counts = ids.insert(row.id().to_owned()) & names.insert(row.name().to_owned());
+        Ranked { rank, row, counts }
+    });
+    let mut rows: Vec<Ranked<R>> = ranked.collect();
     rows.sort_by(|left, right| compare(order, &left.row, &right.row));
     rows
 }
 
-/// A page out of the pages of several databases, while it is being made.
+/// Rows of several databases, while they are being made one list.
+///
+/// What gives way is taken out after it was decided how far the list is known, never before: each database has given a
+/// number of rows, and what it has not given comes after *these*, whether they count or not.
 pub(super) struct Merged<R> {
     rows: Vec<Ranked<R>>,
     next: Option<Cursor>,
+    /// The ranks of the databases that may have copies which are not at hand.
+    unseen: Vec<usize>,
 }
 
 impl<R: Listed> Merged<R> {
@@ -57,19 +54,40 @@ impl<R: Listed> Merged<R> {
     ///
     /// What a page does not show comes after all that it shows, so no row that is not at hand belongs before one that
     /// is kept.
-    pub(super) fn new(order: &[Order<R::By>], limit: usize, pages: Vec<Page<R>>) -> Self {
+    pub(super) fn page(order: &[Order<R::By>], limit: usize, pages: Vec<Page<R>>) -> Self {
         let goes_on = pages.iter().any(|page| page.next.is_some());
-        let mut rows = in_one(order, pages.into_iter().map(|page| page.rows).collect());
+        // A copy may be on an earlier page, or not match the filter.
+        let unseen = (0..pages.len()).collect();
+        let mut rows = ranked(order, pages.into_iter().map(|page| page.rows).collect());
         let goes_on = goes_on || rows.len() > limit;
         rows.truncate(limit);
         let next = rows.last().filter(|_| goes_on).map(|last| Cursor::at(order, &last.row));
-        Self { rows, next }
+        rows.retain(|ranked| ranked.counts);
+        Self { rows, next, unseen }
     }
 
-    /// Ids and names of the rows that give way to copies in the database of this rank.
-    pub(super) fn below(&self, rank: usize) -> (Vec<String>, Vec<String>) {
-        let below = self.rows.iter().filter(|ranked| ranked.rank > rank);
-        below.map(|Ranked { row, .. }| (row.id().to_owned(), row.name().to_owned())).unzip()
+    /// Out of the leading rows of every database, those of which it is known that none comes between them. Each was
+    /// asked for at most `asked`.
+    pub(super) fn leading(order: &[Order<R::By>], asked: Option<u32>, answers: Vec<Vec<R>>) -> Self {
+        let is_full = |rows: &Vec<R>| asked.is_some_and(|asked| rows.len() >= asked as usize);
+        let full = answers.iter().enumerate().filter(|(_, rows)| is_full(rows));
+        let unseen: Vec<usize> = full.map(|(rank, _)| rank).collect();
+        let mut rows = ranked(order, answers);
+        let end = |rank: &usize| rows.iter().rposition(|ranked| ranked.rank == *rank).map_or(0, |last| last + 1);
+        let known = unseen.iter().map(end).min().unwrap_or(rows.len());
+        rows.truncate(known);
+        rows.retain(|ranked| ranked.counts);
+        Self { rows, next: None, unseen }
+    }
+
+    /// The ranks of the databases that may have copies of the rows, and the ids and names of those rows.
+    pub(super) fn questions(&self) -> impl Iterator<Item = (usize, Vec<String>, Vec<String>)> {
+        let questions = self.unseen.iter().map(|rank| {
+            let below = self.rows.iter().filter(|ranked| ranked.rank > *rank);
+            let (ids, names) = below.map(|Ranked { row, .. }| (row.id().to_owned(), row.name().to_owned())).unzip();
+            (*rank, ids, names)
+        });
+        questions.filter(|(_, ids, _): &(usize, Vec<String>, Vec<String>)| !ids.is_empty())
     }
 
     /// Takes out the rows of which the database of this rank has copies.
@@ -83,6 +101,15 @@ impl<R: Listed> Merged<R> {
 
     pub(super) fn into_page(self) -> Page<R> {
         Page { rows: self.rows.into_iter().map(|ranked| ranked.row).collect(), next: self.next }
+    }
+
+    /// So many rows after so many; `None` if more have to be read for that.
+    pub(super) fn into_rows(self, limit: Option<u32>, offset: u32) -> Option<Vec<R>> {
+        let limit = limit.map_or(usize::MAX, |limit| limit as usize);
+        let wanted = limit.saturating_add(offset as usize);
+        let enough = self.unseen.is_empty() || self.rows.len() >= wanted;
+        let rows = self.rows.into_iter().skip(offset as usize).take(limit).map(|ranked| ranked.row);
+        enough.then(|| rows.collect())
     }
 }
 
@@ -101,15 +128,6 @@ pub(super) fn by_id<T>(answers: Vec<HashMap<WaitpointId, T>>) -> HashMap<Waitpoi
         found.entry(id).or_insert(row);
     }
     found
-}
-
-/// The leading edges of every database, in order; of two with one id the earlier answer's stays.
-pub(super) fn edges(limit: Option<u32>, answers: Vec<Vec<Edge>>) -> Vec<Edge> {
-    let mut seen = HashSet::new();
-    let mut edges: Vec<Edge> = answers.into_iter().flatten().filter(|edge| seen.insert(edge.id.clone())).collect();
-    edges.sort_by(|left, right| (left.created_at, &left.id).cmp(&(right.created_at, &right.id)));
-    edges.truncate(limit.map_or(usize::MAX, |limit| limit as usize));
-    edges
 }
 
 /// All that is in any answer, each once, in order.

@@ -7,6 +7,7 @@ use super::RoutingRunStore;
 use crate::error::Result;
 use crate::read::Read;
 use crate::relations::{RelatedQuery, RelatedRow, Relations};
+use crate::residency::Residency;
 
 #[async_trait]
 impl Relations for RoutingRunStore {
@@ -14,5 +15,9 @@ impl Relations for RoutingRunStore {
         let parts = self.legs.iter().filter_map(|leg| Some((leg, query.narrowed_to(leg.residency)?)));
         let answers = parts.map(|(leg, part)| async move { leg.store.related(&part, read).await });
         Ok(try_join_all(answers).await?.into_iter().flatten().collect())
+    }
+
+    fn has_replica(&self, residency: Residency) -> bool {
+        self.owner(residency).has_replica(residency)
     }
 }

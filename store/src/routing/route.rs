@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::find::{FindRuns, RunFilter, RunLookup};
+use crate::find::{RunFilter, RunLookup};
 use crate::ids::{Home, RunId, RunKey};
 use crate::residency::{Residency, Routable};
 
@@ -95,18 +95,6 @@ pub(super) fn parts(filter: &RunFilter) -> Vec<(Residency, RunFilter)> {
     parts.filter(|(_, filter)| !filter.matches_nothing()).collect()
 }
 
-/// The part of a list that each database has to answer: enough rows to fill the page alone, and none skipped.
-pub(super) fn queries(query: &FindRuns) -> Vec<(Residency, FindRuns)> {
-    if query.limit == Some(0) {
-        return Vec::new();
-    }
-    let limit = query.limit.map(|limit| limit.saturating_add(query.offset));
-    let parts = parts(&query.filter).into_iter();
-    parts
-        .map(|(residency, filter)| (residency, FindRuns { filter, order: query.order.clone(), limit, offset: 0 }))
-        .collect()
-}
-
 impl RunFilter {
     /// The same filter with only those ids that live in `residency`.
     pub(crate) fn narrowed_to(&self, residency: Residency) -> RunFilter {
@@ -146,13 +134,5 @@ mod tests {
         let ids = [RunId::mint(Residency::RunOps), RunId::mint(Residency::RunOps)];
         assert_eq!(buckets(&ids), vec![(Residency::RunOps, ids.to_vec())]);
         assert!(buckets(&[]).is_empty());
-    }
-
-    #[test]
-    fn each_database_is_asked_for_the_whole_page_without_skipping() {
-        let query = FindRuns { limit: Some(10), offset: 30, ..FindRuns::default() };
-        let parts = queries(&query);
-        assert_eq!(parts.len(), Residency::ALL.len());
-        assert!(parts.iter().all(|(_, part)| part.limit == Some(40) && part.offset == 0));
     }
 }

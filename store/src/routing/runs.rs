@@ -5,15 +5,17 @@ use std::collections::HashMap;
 use async_trait::async_trait;
 use futures_util::future::try_join_all;
 
+use super::lists::Slice;
 use super::route::{self, Route};
-use super::{RoutingRunStore, claims, merge};
+use super::{Leg, RoutingRunStore, claims, merge};
 use crate::create::{CreateCancelledRun, CreateFailedRun, CreateRun, CreateRunOutcome, Creation};
 use crate::error::{Entity, Result, StoreError};
-use crate::find::{FindRuns, RunFilter, RunLookup};
+use crate::find::{FindRuns, OrderKey, RunFilter, RunLookup};
 use crate::ids::RunId;
 use crate::model::{Run, RunSummary};
+use crate::pages::CopiesFilter;
 use crate::postgres::{check, within};
-use crate::projection::total;
+use crate::projection::{Listed, total};
 use crate::read::Read;
 use crate::residency::Residency;
 use crate::runs::Runs;
@@ -73,17 +75,19 @@ impl Runs for RoutingRunStore {
     }
 
     async fn find_runs(&self, query: &FindRuns, read: Read) -> Result<Vec<Run>> {
-        check(&query.filter).map_err(|kind| StoreError::new("find_runs", None, kind))?;
-        let queries = route::queries(query);
-        let asked = self.legs_of(&queries).map(|(leg, query)| leg.store.find_runs(query, read));
-        Ok(merge::slice(&total(&query.order), query.limit, query.offset, try_join_all(asked).await?))
+        let ask = |leg: &Leg, query: FindRuns| {
+            let store = leg.store.clone();
+            async move { store.find_runs(&query, read).await }
+        };
+        self.runs("find_runs", query, read, ask).await
     }
 
     async fn find_run_summaries(&self, query: &FindRuns, read: Read) -> Result<Vec<RunSummary>> {
-        check(&query.filter).map_err(|kind| StoreError::new("find_run_summaries", None, kind))?;
-        let queries = route::queries(query);
-        let asked = self.legs_of(&queries).map(|(leg, query)| leg.store.find_run_summaries(query, read));
-        Ok(merge::slice(&total(&query.order), query.limit, query.offset, try_join_all(asked).await?))
+        let ask = |leg: &Leg, query: FindRuns| {
+            let store = leg.store.clone();
+            async move { store.find_run_summaries(&query, read).await }
+        };
+        self.runs("find_run_summaries", query, read, ask).await
     }
 
     async fn find_runs_by_ids(&self, ids: &[RunId], read: Read) -> Result<HashMap<RunId, Run>> {
@@ -93,5 +97,26 @@ impl Runs for RoutingRunStore {
             .into_iter()
             .map(|(residency, ids)| async move { self.owner(residency).find_runs_by_ids(&ids, read).await });
         Ok(try_join_all(legs).await?.into_iter().flatten().collect())
+    }
+}
+
+impl RoutingRunStore {
+    /// A list of runs, in the shape in which `ask` reads them.
+    async fn runs<R: Listed<By = OrderKey>, A: Future<Output = Result<Vec<R>>> + Send>(
+        &self,
+        operation: &'static str,
+        query: &FindRuns,
+        read: Read,
+        ask: impl Fn(&Leg, FindRuns) -> A + Send + Sync,
+    ) -> Result<Vec<R>> {
+        check(&query.filter).map_err(|kind| StoreError::new(operation, None, kind))?;
+        let parts = route::parts(&query.filter);
+        let asked: Vec<&Leg> = self.legs_of(&parts).map(|(leg, _)| leg).collect();
+        let slice = Slice { order: &total(&query.order), limit: query.limit, offset: query.offset };
+        let ask = |leg: &Leg, limit| {
+            let filter = query.filter.narrowed_to(leg.residency);
+            ask(leg, FindRuns { filter, order: query.order.clone(), limit, offset: 0 })
+        };
+        self.slice(operation, slice, read, &asked, CopiesFilter::Runs(query.filter.clone()), ask).await
     }
 }

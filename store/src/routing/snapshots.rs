@@ -3,12 +3,14 @@
 use async_trait::async_trait;
 use futures_util::future::try_join_all;
 
+use super::lists::Slice;
 use super::route::Route;
-use super::{RoutingRunStore, merge};
+use super::{Leg, RoutingRunStore, merge};
 use crate::error::{Result, StoreError};
 use crate::hydrate;
 use crate::ids::{EnvironmentId, RunId, SnapshotId, WaitpointId};
 use crate::model::Snapshot;
+use crate::pages::CopiesFilter;
 use crate::postgres::within;
 use crate::read::Read;
 use crate::snapshots::{
@@ -63,8 +65,13 @@ impl Snapshots for RoutingRunStore {
                 Route::Everywhere
             }
         };
-        let asked = self.asked(route).map(|leg| leg.store.find_many_execution_snapshots(query, read));
-        Ok(query.page(try_join_all(asked).await?.into_iter().flatten().collect()))
+        let asked: Vec<_> = self.asked(route).collect();
+        let slice = Slice { order: &query.total_order(), limit: query.limit, offset: 0 };
+        let ask = |leg: &Leg, limit| {
+            let (store, query) = (leg.store.clone(), FindSnapshots { limit, ..query.clone() });
+            async move { store.find_many_execution_snapshots(&query, read).await }
+        };
+        self.slice("find_many_execution_snapshots", slice, read, &asked, CopiesFilter::Snapshots, ask).await
     }
 
     async fn find_snapshot_completed_waitpoint_ids(

@@ -327,6 +327,60 @@ async fn members_in_another_database_keep_a_displaced_batch_open() -> Result<()>
 }
 
 #[tokio::test]
+async fn a_displaced_batch_that_gets_more_runs_is_open_whatever_its_members_are() -> Result<()> {
+    let databases = Databases::fresh().await?;
+    let stores = WiredStores::over(&databases, connections(2)).await?;
+    let [control_plane, run_ops] = [Side::ControlPlane, Side::RunOps].map(|side| stores.split.home("a split", side));
+    let id = BatchId::mint(Residency::ControlPlane);
+    plant(&run_ops, &id, control_plane.environment().id.as_str()).await?;
+    run_ops.sql(&format!("UPDATE batch_task_run SET run_count = 2 WHERE id = '{id}'")).await?;
+    member(&control_plane, id, RunStatus::CompletedSuccessfully).await?;
+    let store = control_plane.store();
+    Side::ALL.iter().for_each(|side| stores.split.proxy(*side).recording().reset());
+    assert_eq!(store.complete_batch_if_done(&id).await?, BatchCompletion::StillCreating);
+    // It was told before the members were counted: one of them may have come since.
+    stores.split.proxy(Side::ControlPlane).recording().check_statements(1);
+    stores.split.proxy(Side::RunOps).recording().check_statements(1);
+
+    run_ops.sql(&format!("UPDATE batch_task_run SET successful_run_count = 2 WHERE id = '{id}'")).await?;
+    let done = store.complete_batch_if_done(&id).await?;
+    assert!(matches!(done, BatchCompletion::Completed(_)), "{done:?}");
+
+    // What is completed where the id says is told with what is completed beside the batch.
+    let id = BatchId::mint(Residency::RunOps);
+    plant(&control_plane, &id, control_plane.environment().id.as_str()).await?;
+    let mut both = vec![waitpoint(&control_plane, &id).await?, waitpoint(&run_ops, &id).await?];
+    both.sort_unstable();
+    let BatchCompletion::Completed(ended) = store.complete_batch_if_done(&id).await? else {
+        anyhow::bail!("the batch was to be completed");
+    };
+    assert_eq!((&ended.waitpoints, &ended.completed), (&both, &both));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_waitpoint_of_a_batch_that_was_aborted_without_it_is_completed_with_an_error() -> Result<()> {
+    let stores = Stores::fresh().await?;
+    for home in stores.homes() {
+        let store = home.store();
+        let id = create(&home).await?;
+        let done = store.abort_batch(&id, abort(KeepBatch::Over)).await?;
+        assert!(matches!(done, BatchAbort::Aborted(_)), "{home}: {done:?}");
+        let late = waitpoint(&home, &id).await?;
+        let BatchCompletion::AlreadyDone(ended) = store.complete_batch_if_done(&id).await? else {
+            anyhow::bail!("{home}: the batch is over");
+        };
+        assert_eq!(ended.status, BatchStatus::Aborted, "{home}");
+        assert_eq!((&ended.waitpoints, &ended.completed), (&vec![late.clone()], &vec![late.clone()]), "{home}");
+        let row = home.waitpoint(&late).await?.context("it was written")?;
+        assert_eq!(row.status, WaitpointStatus::Completed, "{home}");
+        let error = json!({ "type": "INTERNAL_ERROR", "code": "BATCH_ABORTED" }).to_string();
+        assert_eq!((row.output, row.output_is_error), (Some(error), true), "{home}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn of_two_batches_with_one_name_the_run_ops_copy_wins() -> Result<()> {
     let stores = Stores::fresh().await?;
     let [control_plane, run_ops, single] = stores.homes();
@@ -400,6 +454,17 @@ async fn many_batches_are_changed_unless_they_are_over() -> Result<()> {
         for (filter, expected) in narrowed {
             let changed = store.update_many_batch_task_run(&filter, BatchUpdate::default()).await?;
             assert_eq!(changed, expected, "{home}: {filter:?}");
+        }
+
+        // A call may have to be repeated, and what was added would be added again.
+        let added = [
+            ("add_completed", BatchUpdate { add_completed: 1, ..BatchUpdate::default() }),
+            ("add_processing_jobs", BatchUpdate { add_processing_jobs: -1, ..BatchUpdate::default() }),
+        ];
+        for (field, update) in added {
+            let error = store.update_many_batch_task_run(&all, update).await.expect_err("it adds");
+            let kind = ErrorKind::InvalidInput { field, problem: InputProblem::Contradiction };
+            assert_eq!(error.kind(), &kind, "{home}");
         }
 
         let none = store.update_many_batch_task_run(&BatchFilter::default(), BatchUpdate::default()).await;

@@ -195,6 +195,23 @@ async fn a_run_that_is_missing_or_of_another_environment_is_not_found() -> Resul
 }
 
 #[tokio::test]
+async fn the_moment_of_the_last_change_never_goes_back() -> Result<()> {
+    let stores = stores().await?;
+    for home in stores.homes() {
+        let run = home.create().await?.id;
+        let later = moment(9_000);
+        home.sql(&format!("UPDATE task_run SET updated_at = '{}' WHERE id = '{run}'", later.to_rfc3339())).await?;
+        let (store, environment) = (home.store(), &home.environment().id);
+        let updated = store.update_metadata(&run, unconditional("{}")).await?;
+        let expected = UpdateMetadataOutcome::Updated { version: 2, updated_at: later };
+        assert_eq!(updated, expected, "{home}: what is returned is what is stored");
+        assert_eq!(store.push_tags(&run, environment, &["a".to_owned()]).await?, later, "{home}");
+        assert_eq!(home.run(&run).await?.updated_at, later, "{home}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn each_is_one_statement_and_what_cannot_be_stored_is_refused_before_it() -> Result<()> {
     let stores = stores().await?;
     let wired = WiredStores::over(stores.databases(), connections(1)).await?;

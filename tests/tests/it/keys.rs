@@ -60,7 +60,8 @@ async fn the_runs_of_many_keys_are_found_in_the_order_of_the_keys() -> Result<()
             make(&home, environment, r#"{"x,y",\'; 🦀"#).await?,
         );
         // Another environment and another task.
-        make(&home, &"another".parse()?, "c").await?;
+        // The homes share databases, so each has another one of its own.
+        make(&home, &format!("another_{environment}").parse()?, "c").await?;
         let other = NewRun { task_identifier: "other".to_owned(), ..keyed(&home, environment, "d") };
         let _other = created(home.store().create_run(CreateRun::queued(other)).await?)?;
 

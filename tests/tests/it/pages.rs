@@ -239,6 +239,112 @@ async fn of_two_copies_the_one_of_run_ops_appears_once_wherever_the_other_stands
 }
 
 #[tokio::test]
+async fn rows_that_give_way_hide_none_that_come_after_them() -> Result<()> {
+    let stores = Stores::fresh().await?;
+    // The copies come before what run-ops has, and what only the control plane has comes after them.
+    let tags = [
+        (Side::RunOps, [("x1", 1), ("x2", 5), ("x3", 9)].as_slice()),
+        (Side::ControlPlane, [("x1", 1), ("x2", 2), ("x3", 3), ("x4", 4)].as_slice()),
+    ];
+    for (side, tags) in tags {
+        for (name, at) in tags {
+            let sql = format!(
+                "INSERT INTO waitpoint_tag (id, name, environment_id, project_id, created_at)
+                 VALUES ('{side}{name}', '{name}', '{}', 'p', '{}')",
+                environment(),
+                moment(*at).to_rfc3339()
+            );
+            stores.databases().sql(side, &sql).await?;
+        }
+    }
+    let filter = WaitpointTagFilter::of(environment());
+    for direction in [Direction::Ascending, Direction::Descending] {
+        let mut expected = ["x1", "x4", "x2", "x3"];
+        if direction == Direction::Descending {
+            expected.reverse();
+        }
+        let order = vec![Order { by: WaitpointTagOrderKey::CreatedAt, direction }];
+        for limit in 1..6 {
+            let list = ListWaitpointTags { order: order.clone(), ..List::first(filter.clone(), limit) };
+            let found = all(list, async |list| stores.split().list_waitpoint_tags(list, Read::Primary).await).await?;
+            let names: Vec<&str> = found.iter().map(|tag| tag.name.as_str()).collect();
+            assert_eq!(names, expected, "{direction:?}, pages of {limit}");
+            for offset in 0..5 {
+                let query = FindWaitpointTags {
+                    filter: filter.clone(),
+                    order: order.clone(),
+                    limit: Some(limit),
+                    offset: u32::try_from(offset)?,
+                };
+                let found = stores.split().find_many_waitpoint_tags(&query, Read::Primary).await?;
+                let names: Vec<&str> = found.iter().map(|tag| tag.name.as_str()).collect();
+                let end = expected.len().min(offset + limit as usize);
+                assert_eq!(names, expected[offset.min(end)..end], "{direction:?}, {limit} after {offset}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_limited_list_of_runs_counts_no_copies_wherever_they_stand() -> Result<()> {
+    let stores = Stores::fresh().await?;
+    let row = |created_at, task| Row {
+        residency: Residency::RunOps,
+        task,
+        created_at,
+        started_at: None,
+        attempt: None,
+        cost: "0",
+    };
+    let mut expected = Vec::new();
+    for number in 0..6 {
+        let id = RunId::mint(Residency::ALL[number % 2]);
+        let number = i64::try_from(number)?;
+        stores.databases().sql(Side::RunOps, &insert_sql(&[(id, row(10 + number, "winner"))])).await?;
+        stores.databases().sql(Side::ControlPlane, &insert_sql(&[(id, row(number, "loser"))])).await?;
+        expected.push(id.to_string());
+    }
+    let last = RunId::mint(Residency::ControlPlane);
+    stores.databases().sql(Side::ControlPlane, &insert_sql(&[(last, row(20, "winner"))])).await?;
+    expected.push(last.to_string());
+    let order = vec![Order { by: OrderKey::CreatedAt, direction: Direction::Ascending }];
+    for limit in 1..9_u32 {
+        for offset in 0..8_u32 {
+            let query = FindRuns { filter: of_environment(), order: order.clone(), limit: Some(limit), offset };
+            let runs = stores.split().find_runs(&query, Read::Primary).await?;
+            let found: Vec<&str> = runs.iter().map(|run| run.id.as_str()).collect();
+            let end = expected.len().min((offset + limit) as usize);
+            assert_eq!(found, expected[(offset as usize).min(end)..end], "{limit} after {offset}");
+            assert!(runs.iter().all(|run| run.task_identifier == "winner"), "{limit} after {offset}");
+            let summaries = stores.split().find_run_summaries(&query, Read::Primary).await?;
+            assert_eq!(ids(&summaries), found, "{limit} after {offset}");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_copy_gives_way_also_to_one_that_the_filter_leaves_out() -> Result<()> {
+    let stores = Stores::fresh().await?;
+    insert_waitpoint(stores.databases(), Side::RunOps, 3).await?;
+    for side in Side::ALL {
+        insert_waitpoint(stores.databases(), side, 0).await?;
+    }
+    let pending = "UPDATE waitpoint SET status = 'PENDING', completed_at = NULL WHERE id = 'w0'";
+    stores.databases().sql(Side::ControlPlane, pending).await?;
+    let every = WaitpointFilter::of(environment());
+    let cases = [(WaitpointStatus::Pending, Vec::new()), (WaitpointStatus::Completed, vec!["w3", "w0"])];
+    for (status, expected) in cases {
+        let filter = WaitpointFilter { status: Some(vec![status]), ..every.clone() };
+        let list = ListWaitpoints::first(filter, 5);
+        let rows = all(list, async |list| stores.split().list_waitpoints(list, Read::Primary).await).await?;
+        assert_eq!(rows.iter().map(|row| row.id.as_str()).collect::<Vec<_>>(), expected, "{status:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn what_is_no_cursor_of_the_list_is_refused_before_any_sql() -> Result<()> {
     let stores = Stores::fresh().await?;
     let row = Row {
@@ -393,8 +499,10 @@ async fn rows_of_plan(databases: &Databases, side: Side, sql: &str, arguments: &
 }
 
 #[tokio::test]
-async fn the_first_page_and_the_thousandth_read_no_row_more_than_one_beyond_the_page() -> Result<()> {
+async fn the_first_page_and_the_thousandth_read_no_row_beyond_the_moment_of_the_last() -> Result<()> {
     const PAGE: u32 = 10;
+    // An index without the id serves as well: the rows of one moment are put in order then, all of them.
+    const AT_A_MOMENT: u32 = 5;
     let stores = Stores::fresh().await?;
     for (side, prefix, padded) in [(Side::ControlPlane, "'c'", "24"), (Side::RunOps, "'2Z'", "25")] {
         let sql = MANY_RUNS.replace("PREFIX", prefix).replace("PADDED", padded);
@@ -418,7 +526,10 @@ async fn the_first_page_and_the_thousandth_read_no_row_more_than_one_beyond_the_
                 let statements = wired.proxy(side).recording().statements();
                 let sql = statements.first().expect("each database is asked");
                 for (node, rows) in rows_of_plan(stores.databases(), side, sql, &arguments).await? {
-                    assert!(rows <= f64::from(PAGE + 1), "{side}, page {number}: {rows} rows from {node}");
+                    assert!(
+                        rows <= f64::from(PAGE + 1 + AT_A_MOMENT),
+                        "{side}, page {number}: {rows} rows from {node}"
+                    );
                     plans += 1;
                 }
             }

@@ -217,6 +217,59 @@ async fn what_hangs_on_a_waitpoint_is_gathered_from_both_databases() -> Result<(
 }
 
 #[tokio::test]
+async fn a_parent_without_a_target_takes_no_relation_of_another_parents_target() -> Result<()> {
+    let stores = Stores::fresh().await?;
+    for home in stores.homes() {
+        let mut expected: Vec<Vec<String>> = Vec::new();
+        let bare = home.create().await?.id;
+        let mut parents = vec![home.run(&bare).await?];
+        for number in 0..2 {
+            let family = family(&home).await?;
+            let mut edges = Vec::new();
+            for _ in 0..=number {
+                let waiting = home.create().await?.id;
+                edges.push(edge(&home, &waiting, &family.own).await?.to_string());
+            }
+            edges.sort_unstable();
+            expected.push(edges);
+            parents.push(family.run);
+        }
+        let load = AssociatedWaitpoint::of::<Waitpoint>().with(BlockingTaskRuns::of::<Edge>());
+        let found = home.store().load(&parents, load, PRIMARY).await?;
+        assert_eq!(found[0], None, "{home}");
+        for (parent, (found, expected)) in parents[1..].iter().zip(found[1..].iter().zip(&expected)) {
+            let (waitpoint, edges) = found.as_ref().context("each has a waitpoint")?;
+            assert_eq!(waitpoint.completed_by_task_run_id.as_ref(), Some(&parent.id), "{home}");
+            assert_eq!(ids(edges, |edge| &edge.id), texts(expected), "{home}");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn more_targets_than_an_answer_may_have_are_an_error_and_not_all_of_them_are_read() -> Result<()> {
+    let stores = Stores::fresh().await?;
+    let home = stores.home(Side::RunOps);
+    let run = home.create().await?.id;
+    let waitpoint = WaitpointId::mint();
+    let many = |from: usize, to: usize| {
+        format!(
+            "INSERT INTO task_run_waitpoint (id, task_run_id, waitpoint_id, project_id, batch_index, updated_at)
+             SELECT 'edge_' || n, '{run}', '{waitpoint}', 'p', n, now() FROM generate_series({from}, {to}) n"
+        )
+    };
+    home.sql(&many(1, MAX_IDS)).await?;
+    let load = || BlockingTaskRuns::of::<Edge>();
+    let parents = [waitpoint.clone()];
+    assert_eq!(home.store().load(&parents, load(), PRIMARY).await?[0].len(), MAX_IDS);
+    home.sql(&many(MAX_IDS + 1, MAX_IDS + 5)).await?;
+    let error = home.store().load(&parents, load(), PRIMARY).await.expect_err("they are too many");
+    let kind = ErrorKind::InvalidInput { field: "targets", problem: InputProblem::TooLarge { limit: MAX_IDS } };
+    assert_eq!(error.kind(), &kind);
+    Ok(())
+}
+
+#[tokio::test]
 async fn the_waitpoint_of_an_edge_is_found_across_the_seam_or_is_an_error_that_names_both() -> Result<()> {
     let stores = Stores::fresh().await?;
     for side in Side::ALL {
@@ -267,6 +320,8 @@ async fn a_blocker_that_only_the_primary_knows_is_no_dangling_one() -> Result<()
         completed_waitpoint(&other, &waitpoint, "new").await?;
         let found = home.store().load(&edges, EdgeWaitpoint::of::<Waitpoint>(), Read::Replica).await?;
         assert_eq!(ids(&found, |row| &row.id), [waitpoint.as_ref()], "{side}");
+        let found = home.store().run_edges_with_waitpoints(&run.id, Read::Replica).await?;
+        assert_eq!(ids(&found, |found| found.waitpoint.id.as_str()), [waitpoint.as_ref()], "{side}");
         for side in Side::ALL {
             pair.resume_replay(side).await?;
         }

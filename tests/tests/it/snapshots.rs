@@ -558,6 +558,47 @@ async fn a_waitpoint_that_a_replica_misses_or_takes_for_pending_is_read_on_the_p
 }
 
 #[tokio::test]
+async fn what_is_read_again_on_the_primary_is_taken_from_beside_the_snapshot_too() -> Result<()> {
+    let pair = LaggingPair::acquire().await?;
+    let stores = lagging(&pair).await?;
+    for side in Side::ALL {
+        let (home, other) = (stores.split.home("a split", side), stores.split.home("the other one", side.other()));
+        let run = home.create().await?;
+        let waitpoint = WaitpointId::mint();
+        link(&home, &run.snapshot, std::slice::from_ref(&waitpoint)).await?;
+        pause(&pair).await?;
+        completed_waitpoint(&home, &waitpoint, "beside").await?;
+        completed_waitpoint(&other, &waitpoint, "elsewhere").await?;
+        let found = current(&home, &run, Read::Replica).await?;
+        assert_eq!(found.completed_waitpoints[0].waitpoint.output.as_deref(), Some("beside"), "{side}");
+        resume(&pair).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn where_there_is_no_replica_a_miss_is_a_miss() -> Result<()> {
+    let stores = Stores::fresh().await?;
+    let wired = WiredStores::over(stores.databases(), |_| ()).await?;
+    for (wired, home) in wired.homes() {
+        let run = home.create().await?;
+        link(&home, &run.snapshot, &[WaitpointId::mint()]).await?;
+        for read in [Read::Primary, Read::Replica] {
+            for side in Side::ALL {
+                wired.proxy(side).recording().reset();
+            }
+            let nobody = home.store().snapshots_since(&run.id, &SnapshotId::mint(), None, read).await?;
+            assert_eq!(nobody, SnapshotsSince::NotFound, "{home}");
+            wired.proxy(home.side()).recording().check_statements(1);
+            let whole = current(&home, &run, read).await?;
+            assert_eq!(whole.dangling.len(), 1, "{home}");
+            wired.proxy(home.side()).recording().check_statements(3);
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn the_residency_of_a_run_decides_where_its_snapshots_are_read() -> Result<()> {
     let stores = Stores::fresh().await?;
     let wired = Wired::split(stores.databases(), |_| ()).await?;

@@ -206,14 +206,17 @@ impl Twins {
 
     /// The ids that the one database gives, asked in plain SQL.
     async fn by_sql(&self, question: &Question, ids: &impl Fn(&[usize]) -> Vec<RunId>) -> Result<Vec<String>> {
-        let order: Vec<String> = question
-            .order
+        // A key that is repeated decides nothing, nor the direction in which the id breaks ties.
+        let mut deciding: Vec<Order> = Vec::new();
+        for order in &question.order {
+            if !deciding.iter().any(|earlier| earlier.by == order.by) {
+                deciding.push(*order);
+            }
+        }
+        let order: Vec<String> = deciding
             .iter()
             .map(|order| format!("{} {}", column(order.by), direction(order.direction)))
-            .chain([format!(
-                "id {}",
-                direction(question.order.last().map_or(Direction::Ascending, |last| last.direction))
-            )])
+            .chain([format!("id {}", direction(deciding.last().map_or(Direction::Ascending, |last| last.direction)))])
             .collect();
         let limit = question.limit.map_or("ALL".to_owned(), |limit| limit.to_string());
         let sql = format!(

@@ -426,6 +426,7 @@ async fn more_ids_than_the_store_takes_are_refused_by_both_kinds_of_store() -> R
         let filters = [
             ("ids", RunFilter { ids: Some(ids.clone()), ..RunFilter::default() }),
             ("friendly_ids", RunFilter { friendly_ids: Some(friendly_ids.clone()), ..RunFilter::default() }),
+            ("any_tag", RunFilter { any_tag: Some(vec![String::new(); MAX_IDS + 1]), ..RunFilter::default() }),
         ];
         for (field, filter) in filters {
             check_filter_refused(store, name, filter, &expected(field)).await;
