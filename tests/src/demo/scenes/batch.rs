@@ -7,10 +7,11 @@ use chrono::TimeDelta;
 use store::{
     BatchCompletion, BatchId, BatchItemStatus, BatchKey, BatchStatus, BatchUpdate, BlockRunWithBatch,
     CreateBatchItemOutcome, CreateBatchOutcome, ExecutionStatus, NewBatch, NewBatchItem, NewRun, Parent, Read,
-    Residency, RunId, RunOutcome, RunStatus, SnapshotDetails, Start, WaitpointId,
+    Residency, RunId, RunOutcome, SnapshotDetails, Start, WaitpointId,
 };
 
 use super::{same, stage::Stage, the};
+use crate::runs::status_label;
 
 /// Members of a batch.
 const MEMBERS: usize = 3;
@@ -61,9 +62,10 @@ pub(super) async fn results_in_order(stage: &mut Stage<'_>) -> Result<Vec<String
         for (member, left) in ENDS.into_iter().zip((0..MEMBERS as u64).rev()) {
             let child = &children[member];
             stage.execute(child).await?;
-            match member {
-                FAILS => stage.fail(child, "out of stock").await?,
-                _ => stage.succeed(child, &format!(r#"{{"item":{member}}}"#)).await?,
+            if member == FAILS {
+                stage.fail(child, "out of stock").await?;
+            } else {
+                stage.succeed(child, &format!(r#"{{"item":{member}}}"#)).await?;
             }
             // That a member is over asked for a look at the batch.
             let looks = mem::take(&mut stage.looks);
@@ -71,7 +73,7 @@ pub(super) async fn results_in_order(stage: &mut Stage<'_>) -> Result<Vec<String
                 ([BatchCompletion::MembersRunning(running)], 1..) => same("members that run", *running, left)?,
                 ([BatchCompletion::Completed(ended)], 0) => {
                     same("how the batch ended", ended.status, BatchStatus::Completed)?;
-                    same("what the end completed", &ended.completed, &vec![waitpoint.clone()])?;
+                    same("what the end completed", ended.completed.as_slice(), std::slice::from_ref(&waitpoint))?;
                 }
                 _ => bail!("with {left} members that run, the batch is {looks:?}"),
             }
@@ -93,7 +95,7 @@ pub(super) async fn results_in_order(stage: &mut Stage<'_>) -> Result<Vec<String
 
         let results = results(stage, batch).await?;
         let expected = [r#"0: {"item":0}"#, "1: COMPLETED_WITH_ERRORS", r#"2: {"item":2}"#].map(str::to_owned);
-        same("the results of the batch", &results, &expected.to_vec())?;
+        same("the results of the batch", results.as_slice(), expected.as_slice())?;
         lines.push(format!("results in the order of the items: {}", results.join(", ")));
         stage.succeed(&parent, "{}").await?;
     }
@@ -125,11 +127,7 @@ async fn results(stage: &Stage<'_>, batch: BatchId) -> Result<Vec<String>> {
     let Some(found) = found else { bail!("the batch has no results") };
     let results = found.items.into_iter().enumerate().map(|(position, result)| match result.outcome {
         RunOutcome::Success { output, .. } => format!("{position}: {}", output.unwrap_or_default()),
-        RunOutcome::Failure { status, .. } => format!("{position}: {}", label(status)),
+        RunOutcome::Failure { status, .. } => format!("{position}: {}", status_label(status)),
     });
     Ok(results.collect())
-}
-
-fn label(status: RunStatus) -> String {
-    crate::runs::status_label(status)
 }

@@ -1,7 +1,7 @@
 //! Runs that wait for a date.
 
 use anyhow::{Result, bail, ensure};
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::json;
 use store::{
     EnqueueDelayedOutcome, ExecutionStatus, NewRun, Payload, RescheduleOutcome, RescheduleRun, Residency,
@@ -100,7 +100,7 @@ fn is_due(stage: &Stage<'_>, run: &RunId) -> Result<()> {
     Ok(())
 }
 
-fn rewrite(trigger: usize, delay_until: Option<chrono::DateTime<chrono::Utc>>) -> RewriteDebouncedRun {
+fn rewrite(trigger: usize, delay_until: Option<DateTime<Utc>>) -> RewriteDebouncedRun {
     RewriteDebouncedRun {
         payload: Payload::json(format!(r#"{{"trigger":{trigger}}}"#)),
         metadata: None,

@@ -296,8 +296,12 @@ impl<'a> Stage<'a> {
         while let Some(effect) = left.pop_front() {
             match effect {
                 Effect::Publish { run, .. } => self.queue.push_back(run),
-                Effect::Arm { job, at } => drop(self.jobs.insert(job, at)),
-                Effect::Disarm(job) => drop(self.jobs.remove(&job)),
+                Effect::Arm { job, at } => {
+                    self.jobs.insert(job, at);
+                }
+                Effect::Disarm(job) => {
+                    self.jobs.remove(&job);
+                }
                 Effect::CompleteWaitpoint { id, beside, output } => {
                     let completion = CompleteWaitpoint::beside(beside, output);
                     left.extend(self.store.complete_waitpoint(&id, completion).await?.effects);
