@@ -22,15 +22,15 @@ use tokio::{
     try_join,
 };
 
-/// Creates runs from a file of requests in two PostgreSQL servers, works through their lives, reads them back, and checks
-/// with plain SQL that nothing is lost or misplaced.
+/// Creates runs from a file of requests in two PostgreSQL servers, works through their lives, reads them back, plays scenes
+/// in which runs wait for each other, sleep and are listed, and checks with plain SQL that nothing is lost or misplaced.
 #[derive(Parser)]
 #[command(name = "cargo xtask demo", bin_name = "cargo xtask demo")]
 struct Args {
     /// File with one run request per line, as tests/demo/README.md describes; the shipped sample if left out.
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
-    /// Make so many runs, repeating the requests of the file with new ids and keys.
+    /// Make so many runs of the requests, repeating the file with new ids and keys; the scenes make theirs besides.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     runs: Option<u32>,
     /// Leave the servers up, and say how to connect and how to stop them.

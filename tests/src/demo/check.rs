@@ -3,17 +3,17 @@
 //! It trusts the store in nothing but what the ledger says was created. It has connections of its own, reads every run of
 //! both databases, and compares.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use anyhow::{Context, Result};
 use sea_orm::{
     ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbBackend, FromQueryResult, Iterable, Statement,
 };
-use store::{Residency, RunId, RunStatus};
+use store::{Residency, Routable, RunId, RunStatus};
 use tokio::try_join;
 
 use super::{
-    ledger::{Entry, Ledger},
+    ledger::{Expected, Ledger},
     slot,
 };
 use crate::{
@@ -88,7 +88,21 @@ const TOTALS: &str = "\
             WHERE NOT EXISTS (SELECT FROM task_run WHERE id = snapshot.run_id)) AS stray_snapshots, \
         (SELECT count(*) FROM waitpoint) AS waitpoints, \
         (SELECT count(*) FROM waitpoint \
-            WHERE NOT EXISTS (SELECT FROM task_run WHERE id = waitpoint.completed_by_task_run_id)) AS stray_waitpoints";
+            WHERE completed_by_task_run_id IS NOT NULL \
+                AND NOT EXISTS (SELECT FROM task_run WHERE id = completed_by_task_run_id) \
+            OR completed_by_batch_id IS NOT NULL \
+                AND NOT EXISTS (SELECT FROM batch_task_run WHERE id = completed_by_batch_id)) AS stray_waitpoints";
+
+/// The waitpoints that no run and no batch completes.
+const TOKENS: &str = "\
+    SELECT id, status = 'COMPLETED' AS completed FROM waitpoint \
+    WHERE completed_by_task_run_id IS NULL AND completed_by_batch_id IS NULL";
+
+#[derive(FromQueryResult)]
+struct Token {
+    id: String,
+    completed: bool,
+}
 
 #[derive(FromQueryResult)]
 struct Totals {
@@ -102,6 +116,8 @@ struct Totals {
 struct Contents {
     runs: HashMap<String, Found>,
     totals: Totals,
+    /// By id, whether they are completed.
+    tokens: BTreeMap<String, bool>,
 }
 
 /// Compares both databases with what the store said it did.
@@ -120,24 +136,25 @@ pub async fn check(urls: &Both<String>, ledger: &Ledger) -> Result<Check> {
     for home in Residency::ALL {
         *slot(&mut check.census, home) = contents.get(side_of(home)).census();
     }
-    for entry in &ledger.entries {
-        let side = side_of(entry.home());
-        match contents.get(side).runs.get(entry.id.as_str()) {
-            Some(found) => check.wrong.extend(differences(entry, found)),
-            None if contents.get(side.other()).runs.contains_key(entry.id.as_str()) => {}
-            None => check.lost.push(format!("{} is not in the {side} database, nor in the other one", entry.id)),
+    let mut expected: HashSet<RunId> = HashSet::new();
+    for run in ledger.expected() {
+        let side = side_of(run.id.residency());
+        match contents.get(side).runs.get(run.id.as_str()) {
+            Some(found) => check.wrong.extend(differences(&run, found)),
+            None if contents.get(side.other()).runs.contains_key(run.id.as_str()) => {}
+            None => check.lost.push(format!("{} is not in the {side} database, nor in the other one", run.id)),
         }
+        expected.insert(run.id);
     }
 
-    let expected: HashMap<&str, &Entry> = ledger.entries.iter().map(|entry| (entry.id.as_str(), entry)).collect();
     for home in Residency::ALL {
         let side = side_of(home);
         let mut ids: Vec<&str> = contents.get(side).runs.keys().map(String::as_str).collect();
         ids.sort_unstable();
         for id in ids {
-            match id.parse::<RunId>().map(|id| store::Routable::residency(&id)) {
-                Ok(named) if named == home => {
-                    if !expected.contains_key(id) {
+            match id.parse::<RunId>() {
+                Ok(run) if run.residency() == home => {
+                    if !expected.contains(&run) {
                         check.wrong.push(format!("{id} is in the {side} database, and the store did not create it"));
                     }
                 }
@@ -152,15 +169,16 @@ pub async fn check(urls: &Both<String>, ledger: &Ledger) -> Result<Check> {
         let totals = &contents.get(side).totals;
         for (rows, what) in [(totals.stray_snapshots, "snapshots"), (totals.stray_waitpoints, "waitpoints")] {
             if rows > 0 {
-                check.wrong.push(format!("{rows} {what} of the {side} database belong to no run there"));
+                check.wrong.push(format!("{rows} {what} of the {side} database belong to no run or batch there"));
             }
         }
+        check.wrong.extend(token_differences(side, ledger, &contents.get(side).tokens));
     }
     Ok(check)
 }
 
 /// What of a run is not as the store said.
-fn differences(entry: &Entry, found: &Found) -> Option<String> {
+fn differences(entry: &Expected, found: &Found) -> Option<String> {
     let expected_state = entry.current.as_ref().map(|(_, state)| state_label(*state));
     let expected_snapshot = entry.current.as_ref().map(|(snapshot, _)| snapshot.as_str());
     let (state, snapshot) = (found.state.as_deref(), found.snapshot.as_deref());
@@ -189,6 +207,20 @@ fn differences(entry: &Entry, found: &Found) -> Option<String> {
     (!faults.is_empty()).then(|| format!("{}: {}", entry.id, faults.join("; ")))
 }
 
+/// What of the tokens of a database is not as the store said.
+fn token_differences(side: Side, ledger: &Ledger, found: &BTreeMap<String, bool>) -> Vec<String> {
+    let here = ledger.tokens.iter().filter(|(_, home)| side_of(*home) == side);
+    let expected: BTreeSet<&str> = here.map(|(token, _)| token.as_ref()).collect();
+    let missing = expected.iter().filter(|token| !found.contains_key(**token));
+    let missing = missing.map(|token| format!("the token {token} is not in the {side} database"));
+    let others = found.iter().filter_map(|(token, completed)| match (expected.contains(token.as_str()), completed) {
+        (true, true) => None,
+        (true, false) => Some(format!("the token {token} of the {side} database is not completed")),
+        (false, _) => Some(format!("the token {token} is in the {side} database, and the store did not put it there")),
+    });
+    missing.chain(others).collect()
+}
+
 impl Contents {
     async fn read(side: Side, url: &str) -> Result<Contents> {
         let doing = || format!("could not read the {side} database for the check");
@@ -207,7 +239,14 @@ impl Contents {
         let runs = found.map(|found| found.map(|found| (found.id.clone(), found))).collect::<Result<_, _>>()?;
         let totals = connection.query_one_raw(Statement::from_string(DbBackend::Postgres, TOTALS)).await?;
         let totals = totals.context("a query of four counts gave no row")?;
-        Ok(Contents { runs, totals: Totals::from_query_result(&totals, "")? })
+        let tokens = connection.query_all_raw(Statement::from_string(DbBackend::Postgres, TOKENS)).await?;
+        let tokens = tokens.iter().map(|row| Token::from_query_result(row, ""));
+        let tokens = tokens.map(|token| token.map(|Token { id, completed }| (id, completed)));
+        Ok(Contents {
+            runs,
+            totals: Totals::from_query_result(&totals, "")?,
+            tokens: tokens.collect::<Result<_, _>>()?,
+        })
     }
 
     fn census(&self) -> Census {

@@ -5,29 +5,67 @@ use std::{
     hash::{DefaultHasher, Hasher},
 };
 
-use store::{ExecutionStatus, Residency, Routable, Run, RunId, RunStatus, RunSummary, Snapshot, SnapshotId};
+use store::{
+    ExecutionStatus, Residency, Routable, Run, RunId, RunStatus, RunSummary, Snapshot, SnapshotId, WaitpointId,
+};
 
 /// Every run that the store said it created.
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
+    /// The runs of the requests.
     pub(super) entries: Vec<Entry>,
+    /// The runs of the scenes.
+    pub(super) scenes: Vec<Expected>,
+    /// The tokens of the scenes, and where they were put.
+    pub(super) tokens: Vec<(WaitpointId, Residency)>,
 }
 
 impl Ledger {
     /// The number of runs.
     pub fn len(&self) -> usize {
+        self.of_requests() + self.of_scenes()
+    }
+
+    /// The number of runs that the requests made.
+    pub fn of_requests(&self) -> usize {
         self.entries.len()
+    }
+
+    /// The number of runs that the scenes made.
+    pub fn of_scenes(&self) -> usize {
+        self.scenes.len()
     }
 
     /// Whether no run was created.
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.len() == 0
     }
 
-    /// The runs, in the order in which they were finished with.
+    /// The runs, those of the requests first, in the order in which they were finished with.
     pub fn runs(&self) -> impl Iterator<Item = (RunId, RunStatus)> {
-        self.entries.iter().map(|entry| (entry.id, entry.status))
+        let of_requests = self.entries.iter().map(|entry| (entry.id, entry.status));
+        of_requests.chain(self.scenes.iter().map(|run| (run.id, run.status)))
     }
+
+    /// What has to be found of each run.
+    pub(super) fn expected(&self) -> impl Iterator<Item = Expected> {
+        self.entries.iter().map(Entry::expected).chain(self.scenes.iter().cloned())
+    }
+}
+
+/// What has to be found of one run in its database.
+#[derive(Clone, Debug)]
+pub(super) struct Expected {
+    /// The run.
+    pub(super) id: RunId,
+    /// Its status.
+    pub(super) status: RunStatus,
+    /// Its current snapshot, if it has one.
+    pub(super) current: Option<(SnapshotId, ExecutionStatus)>,
+    /// How many snapshots it has.
+    pub(super) snapshots: i64,
+    /// Whether a waitpoint waits for it.
+    pub(super) has_waitpoint: bool,
 }
 
 /// One run.
@@ -57,6 +95,11 @@ impl Entry {
     /// The database it lives in.
     pub(super) fn home(&self) -> Residency {
         self.id.residency()
+    }
+
+    fn expected(&self) -> Expected {
+        let Entry { id, status, ref current, snapshots, has_waitpoint, .. } = *self;
+        Expected { id, status, current: current.clone(), snapshots, has_waitpoint }
     }
 }
 

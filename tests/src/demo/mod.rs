@@ -2,8 +2,8 @@
 //! plain SQL that nothing is lost or misplaced.
 //!
 //! Reading order: [`input`] says what a request is, `world` makes the control-plane rows it needs, `lives` creates the
-//! runs and takes each to its end, `reads` reads them back, [`check`](mod@check) looks into the databases without the store,
-//! [`report`] shows it all.
+//! runs and takes each to its end, `reads` reads them back, [`scenes`] plays what runs do together, [`check`](mod@check) looks
+//! into the databases without the store, [`report`] shows it all.
 
 pub mod check;
 pub mod input;
@@ -13,6 +13,7 @@ pub mod progress;
 mod reads;
 pub mod report;
 mod routes;
+pub mod scenes;
 mod world;
 
 use std::{sync::Arc, time::Instant};
@@ -27,6 +28,7 @@ pub use ledger::Ledger;
 pub use progress::Progress;
 pub use reads::Differences;
 pub use report::Report;
+pub use scenes::Scenes;
 
 use crate::{Both, Side, runs::split_config};
 use lives::Work;
@@ -40,7 +42,8 @@ pub struct Config {
     pub urls: Both<String>,
     /// The requests.
     pub input: Input,
-    /// How many runs are made, by repeating the input or cutting it off; each request is made once if absent.
+    /// How many runs are made of the requests, by repeating the input or cutting it off; each request is made once if
+    /// absent. The scenes make theirs besides.
     pub runs: Option<usize>,
     /// Who is told how far it is.
     pub progress: Progress,
@@ -49,7 +52,7 @@ pub struct Config {
 /// Runs the demo and checks what it left behind.
 ///
 /// # Errors
-/// If there is no request, or the databases or the store fail. That something is lost, misplaced or reads otherwise than
+/// If there is no request, the databases or the store fail, or a scene goes otherwise than it has to. That something is lost, misplaced or reads otherwise than
 /// it was written is no error but in the report.
 pub async fn run(config: Config) -> Result<Report> {
     let Config { urls, input, runs, progress } = config;
@@ -81,9 +84,11 @@ pub async fn run(config: Config) -> Result<Report> {
     let differences = reads::read_back(&work, &mut lives.ledger, &progress).await?;
     let read = began.elapsed();
 
+    let scenes = scenes::play(&urls, &work.world.scenes, &mut lives.ledger, &progress).await?;
+
     progress.step("checking both databases with plain SQL");
     let check = check(&urls, &lives.ledger).await?;
-    Ok(Report::new(lives, skipped, refused, work.routes.counts(), differences, check, [lived, read]))
+    Ok(Report::new(lives, skipped, refused, work.routes.counts(), differences, scenes, check, [lived, read]))
 }
 
 /// The value for a residency, to be changed.

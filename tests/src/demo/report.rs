@@ -5,8 +5,10 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 use serde_json::{Value as Json, json};
 
-use super::{check::Check, input::Skipped, ledger::Ledger, lives::Lives, reads::Differences, routes::Count};
-use crate::{Both, Side};
+use super::{
+    check::Check, input::Skipped, ledger::Ledger, lives::Lives, reads::Differences, routes::Count, scenes::Scenes,
+};
+use crate::{Both, Side, runs::side_of};
 
 /// Findings of one kind that are told one by one.
 const TOLD: usize = 20;
@@ -26,6 +28,8 @@ pub struct Report {
     pub used_tokens: usize,
     /// What did not read as it was written.
     pub differences: Differences,
+    /// What runs did together.
+    pub scenes: Scenes,
     /// What is in the databases.
     pub check: Check,
     /// What the store said it did; [`check`](fn@super::check) takes it.
@@ -44,6 +48,7 @@ impl Report {
         refused: Vec<Skipped>,
         reads: BTreeMap<(&'static str, String), Count>,
         differences: Differences,
+        scenes: Scenes,
         check: Check,
         [lived, read]: [Duration; 2],
     ) -> Report {
@@ -55,6 +60,7 @@ impl Report {
             taken_keys,
             used_tokens,
             differences,
+            scenes,
             check,
             ledger,
             writes,
@@ -152,6 +158,7 @@ impl Report {
             "writes": writes,
             "effects": self.effects,
             "reads": reads,
+            "scenes": self.scenes.to_json(),
             "differences": { "count": self.differences.count, "first": self.differences.first },
             "lost": self.check.lost,
             "misplaced": self.check.misplaced,
@@ -162,7 +169,8 @@ impl Report {
     }
 
     fn requests(&self) -> String {
-        let mut text = format!("{}, {} created", counted(self.requests, "request"), counted(self.ledger.len(), "run"));
+        let mut text =
+            format!("{}, {} created", counted(self.requests, "request"), counted(self.ledger.of_requests(), "run"));
         let others = [
             (self.taken_keys, "request", "answered by an earlier run with the same idempotency key"),
             (self.used_tokens, "request", "answered by an earlier run with the same one-time token"),
@@ -173,6 +181,23 @@ impl Report {
             text.push_str(&format!("\n{} {how}", counted(count, what)));
         }
         text
+    }
+
+    fn plays(&self) -> String {
+        let scenes = self.scenes.played.iter().map(|scene| {
+            let lines: String = scene.lines.iter().map(|line| format!("\n  - {line}")).collect();
+            format!("{}{lines}", scene.title)
+        });
+        scenes.collect::<Vec<String>>().join("\n")
+    }
+
+    fn cast(&self) -> Table {
+        let mut table = Table::new();
+        table.load_style(UTF8_FULL_CONDENSED).set_header(["run", "database", "states it went through"]);
+        for role in &self.scenes.cast {
+            table.add_row([role.name.clone(), side_of(role.home).to_string(), role.journey()]);
+        }
+        table
     }
 
     fn places(&self) -> Table {
@@ -259,6 +284,9 @@ impl fmt::Display for Report {
         writeln!(f, "What was written\n{}\n", self.writing())?;
         writeln!(f, "What the writes asked for\n{}\n", self.asking())?;
         writeln!(f, "How reads were routed\n{}\n", self.reading())?;
+        writeln!(f, "Scenes, {} created\n", counted(self.ledger.of_scenes(), "run"))?;
+        writeln!(f, "{}\n", self.plays())?;
+        writeln!(f, "What the runs of the scenes went through\n{}\n", self.cast())?;
         writeln!(
             f,
             "Creating and living took {:.1} s, reading back {:.1} s.",

@@ -1,6 +1,6 @@
 //! What the requests run against: one project, its environments, and a worker in each with every task asked for.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use anyhow::{Context, Result};
 use entities_control::{background_worker, runtime_environment};
@@ -14,10 +14,17 @@ use crate::build;
 const ENVIRONMENTS: [EnvironmentType; 4] =
     [EnvironmentType::Production, EnvironmentType::Staging, EnvironmentType::Development, EnvironmentType::Preview];
 
+/// The task of the scenes.
+pub(super) const SCENES_TASK: &str = "play";
+/// The queue of the scenes.
+pub(super) const SCENES_QUEUE: &str = "task/play";
+
 /// The control-plane rows of a demo.
 #[derive(Debug)]
 pub(super) struct World {
     places: HashMap<EnvironmentType, Place>,
+    /// The environment of the scenes, which no request can name.
+    pub(super) scenes: Place,
 }
 
 /// One environment with its worker.
@@ -60,9 +67,11 @@ impl World {
                 EnvironmentType::Preview => environment().branch_of(&previews, "new-checkout"),
             };
             let environment = environment.insert(db).await?;
-            places.insert(kind, Place::insert(db, &environment, input).await?);
+            places.insert(kind, Place::insert(db, &environment, &input.tasks(environment.r#type)).await?);
         }
-        Ok(World { places })
+        let stage = environment().branch_of(&previews, "scenes").insert(db).await?;
+        let tasks = BTreeMap::from([(SCENES_TASK, BTreeSet::from([SCENES_QUEUE]))]);
+        Ok(World { places, scenes: Place::insert(db, &stage, &tasks).await? })
     }
 
     /// The environment of a request.
@@ -78,12 +87,12 @@ impl Place {
     async fn insert(
         db: &impl ConnectionTrait,
         environment: &runtime_environment::Model,
-        input: &Input,
+        names: &BTreeMap<&str, BTreeSet<&str>>,
     ) -> Result<Place> {
         let worker: background_worker::Model = build::worker(environment).version("20260801.1").insert(db).await?;
         let (mut tasks, mut queues) = (HashMap::new(), HashMap::new());
-        for (slug, names) in input.tasks(environment.r#type) {
-            for name in names {
+        for (&slug, queued) in names {
+            for &name in queued {
                 if !queues.contains_key(name) {
                     let queue = build::queue(environment, name).insert(db).await?;
                     build::serves(&worker, &queue).insert(db).await?;

@@ -3,11 +3,14 @@
 use std::path::Path;
 
 use anyhow::Result;
-use store::{Residency, Routable, RunId, RunStatus};
+use store::{ExecutionStatus, Residency, Routable, RunId, RunStatus};
 use tests::{
     Both, Databases, Side,
     demo::{self, Config, Input, Progress, Report},
 };
+
+/// Runs that the scenes make, half of them in each database.
+const OF_SCENES: usize = 16;
 
 /// Runs the demo on the databases of a test.
 async fn run(databases: &Databases, input: Input, runs: Option<usize>) -> Result<Report> {
@@ -50,7 +53,8 @@ async fn the_sample_is_all_there_in_the_right_places_and_reads_as_it_was_written
     assert!(report.is_success(), "{:#?}", report.findings());
     assert_eq!(report.refused, []);
     assert!(report.taken_keys > 0 && report.used_tokens > 0, "the sample repeats no key or token");
-    assert_eq!(report.ledger.len() + report.taken_keys + report.used_tokens, requests);
+    assert_eq!(report.ledger.of_requests() + report.taken_keys + report.used_tokens, requests);
+    assert_eq!(report.ledger.len(), report.ledger.of_requests() + OF_SCENES);
     let (control_plane, run_ops) = (report.check.census.control_plane.runs, report.check.census.run_ops.runs);
     assert_eq!(report.ledger.len(), control_plane + run_ops);
     assert!(control_plane > 50 && run_ops > 50, "the residency is not mixed: {control_plane} and {run_ops}");
@@ -85,6 +89,57 @@ async fn the_sample_is_all_there_in_the_right_places_and_reads_as_it_was_written
             assert!(reads.iter().any(|read| answered(&read)), "{operation} has read nothing from {home}");
         }
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn scenes_are_played_over_both_databases_and_told() -> Result<()> {
+    let databases = Databases::fresh().await?;
+    let report = run(&databases, some_requests(), None).await?;
+    assert!(report.is_success(), "{:#?}", report.findings());
+    let titles: Vec<&str> = report.scenes.played.iter().map(|scene| scene.title).collect();
+    let expected = [
+        "Waiting across the seam",
+        "A batch",
+        "A checkpoint",
+        "A delayed run",
+        "A debounced run",
+        "All runs, page by page",
+    ];
+    assert_eq!(titles, expected);
+    for home in Residency::ALL {
+        let cast = report.scenes.cast.iter().filter(|role| role.home == home);
+        let ends: Vec<_> = cast.map(|role| role.states.last().copied()).collect();
+        assert_eq!(ends, [Some(ExecutionStatus::Finished); OF_SCENES / 2], "{home}");
+    }
+    let text = report.to_string();
+    for line in [
+        "a run of the control plane is held up by a token of run-ops",
+        "a run of run-ops is held up by a token of the control plane",
+        r#"results in the order of the items: 0: {"item":0}, 1: COMPLETED_WITH_ERRORS, 2: {"item":2}"#,
+        "the same attempt goes on",
+        "5 triggers",
+        "5 pages: 20 runs listed, each once, of 20 made: 10 control plane, 10 run-ops",
+    ] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+    let json = report.to_json();
+    assert_eq!(json["scenes"]["runs"].as_array().map(Vec::len), Some(OF_SCENES));
+    assert_eq!(json["scenes"]["played"].as_array().map(Vec::len), Some(expected.len()));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_scene_that_goes_otherwise_than_it_has_to_ends_the_demo() -> Result<()> {
+    let databases = Databases::fresh().await?;
+    let meddle = "CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS \
+                  $$ BEGIN NEW.output := 'no'; RETURN NEW; END $$; \
+                  CREATE TRIGGER meddle BEFORE UPDATE ON waitpoint FOR EACH ROW EXECUTE FUNCTION meddle()";
+    databases.sql(Side::RunOps, meddle).await?;
+    let error = run(&databases, some_requests(), None).await.expect_err("the token's output is another one");
+    let text = format!("{error:#}");
+    let start = r#"the scene "Waiting across the seam" went wrong: what the snapshot hands over: expected "#;
+    assert!(text.starts_with(start) && text.ends_with(r#"found Some("no")"#), "{text}");
     Ok(())
 }
 
@@ -127,7 +182,10 @@ async fn one_deleted_and_one_moved_run_are_noticed() -> Result<()> {
         report.check = demo::check(&urls(&databases), &report.ledger).await?;
         assert!(!report.is_success());
         let line = report.last_line();
-        assert!(line.starts_with("demo: 16 runs, ") && line.ends_with(", 1 lost, 1 misplaced"), "{line}");
+        assert!(
+            line.starts_with(&format!("demo: {} runs, ", 16 + OF_SCENES)) && line.ends_with(", 1 lost, 1 misplaced"),
+            "{line}"
+        );
         assert_eq!(report.check.wrong, [""; 0]);
         let findings = report.findings().join("\n");
         assert!(findings.contains(lost.as_str()) && findings.contains(misplaced.as_str()), "{findings}");
@@ -156,6 +214,7 @@ async fn whatever_else_is_changed_by_hand_is_noticed() -> Result<()> {
     let mut report = run(&databases, some_requests(), Some(8)).await?;
     let run = a_left_run(&report, Residency::RunOps);
     let of_run = format!("WHERE run_id = '{run}'");
+    let a_token = "SELECT min(id) FROM waitpoint WHERE completed_by_batch_id IS NULL";
     let changes = [
         (
             "its status is PAUSED and should be PENDING",
@@ -195,9 +254,21 @@ async fn whatever_else_is_changed_by_hand_is_noticed() -> Result<()> {
             "DELETE FROM waitpoint WHERE id = 'w'".to_owned(),
         ),
         (
+            "of the run-ops database is not completed",
+            format!("UPDATE waitpoint SET status = 'PENDING' WHERE id = ({a_token})"),
+            format!("UPDATE waitpoint SET status = 'COMPLETED' WHERE id = ({a_token})"),
+        ),
+        (
+            "and the store did not put it there",
+            "INSERT INTO waitpoint (id, friendly_id, type, idempotency_key, user_provided_idempotency_key, project_id, \
+             environment_id, updated_at) VALUES ('w', 'w', 'MANUAL', 'w', FALSE, 'p', 'e', now())"
+                .to_owned(),
+            "DELETE FROM waitpoint WHERE id = 'w'".to_owned(),
+        ),
+        (
             "and the store did not create it",
             "UPDATE task_run SET id = '2ZrQ4XkO3nM8vT1yWc5uJd7LpBs', friendly_id = 'x' \
-             WHERE id = (SELECT min(id) FROM task_run WHERE status = 'COMPLETED_SUCCESSFULLY')"
+             WHERE id = (SELECT min(id) FROM task_run WHERE status = 'COMPLETED_SUCCESSFULLY' AND task_identifier = 't')"
                 .to_owned(),
             String::new(),
         ),
@@ -242,14 +313,16 @@ async fn repeating_the_input_makes_as_many_runs_as_were_asked_for_with_keys_of_t
     let report = run(&databases, Input::parse(lines.join("\n").as_bytes()), Some(7)).await?;
     assert!(report.is_success(), "{:#?}", report.findings());
     // A whole copy makes three runs; the repetitions that make up for the others are cut off.
-    assert_eq!((report.ledger.len(), report.taken_keys, report.used_tokens), (7, 3, 1));
-    assert_eq!(report.requests, report.ledger.len() + report.taken_keys + report.used_tokens);
-    let parents: i64 = both(&databases, "SELECT count(*) FROM task_run WHERE parent_task_run_id IS NOT NULL").await?;
-    assert_eq!(parents, 1);
+    assert_eq!((report.ledger.of_requests(), report.taken_keys, report.used_tokens), (7, 3, 1));
+    assert_eq!(report.requests, report.ledger.of_requests() + report.taken_keys + report.used_tokens);
+    let children = "SELECT count(*) FROM task_run WHERE parent_task_run_id IS NOT NULL AND task_identifier <> 'play'";
+    assert_eq!(both(&databases, children).await?, 1);
     let keys = "SELECT count(DISTINCT idempotency_key) FROM task_run WHERE task_identifier = 'a'";
     assert_eq!(both(&databases, keys).await?, 4);
     // The database changes with the copy, so both have some.
-    assert!(report.check.census.control_plane.runs > 0 && report.check.census.run_ops.runs > 0);
+    for side in Side::ALL {
+        assert!(report.check.census.get(side).runs > OF_SCENES / 2, "no request made a run in the {side} database");
+    }
     Ok(())
 }
 
@@ -296,7 +369,7 @@ async fn malformed_lines_are_reported_and_the_others_go_on() -> Result<()> {
     let databases = Databases::fresh().await?;
     let report = run(&databases, input, None).await?;
     assert!(report.is_success(), "{:#?}", report.findings());
-    assert_eq!((report.ledger.len(), report.skipped.len()), (3, 7));
+    assert_eq!((report.ledger.of_requests(), report.skipped.len()), (3, 7));
     assert!(report.to_string().contains("7 lines skipped"), "{report}");
     Ok(())
 }
@@ -318,7 +391,7 @@ async fn lines_that_the_store_refuses_are_reported_and_the_others_go_on() -> Res
     assert!(refused[1].1.contains("it needs the run of line 1"), "{refused:?}");
     assert!(refused[2].1.contains("error contains a NUL byte"), "{refused:?}");
     // The run of line 3 was created, and could not be failed.
-    assert_eq!(report.ledger.len(), 8);
+    assert_eq!(report.ledger.of_requests(), 8);
     let running = report.ledger.runs().filter(|(_, status)| *status == RunStatus::Executing).count();
     assert_eq!(running, 5);
     Ok(())
