@@ -39,7 +39,8 @@ pub enum Change {
     /// Nothing was written. The operation may be repeated once its cause is gone.
     NotApplied,
     /// The connection was lost while the change was being committed: it may have been applied or not. Read the row on
-    /// the primary before repeating the operation.
+    /// the primary before repeating the operation. Of an operation that commits in several steps, the fault may have met a
+    /// later one: such an operation says so, and is simply repeated.
     Unknown,
 }
 
@@ -437,6 +438,15 @@ impl StoreError {
     #[must_use]
     pub(crate) fn before_the_change(mut self) -> Self {
         self.0.change = Change::NotApplied;
+        self
+    }
+
+    /// Says that steps before this one are committed: a fault leaves the operation half-way. A refusal stays what it is.
+    #[must_use]
+    pub(crate) fn after_a_change(mut self) -> Self {
+        if self.0.source.is_some() {
+            self.0.change = Change::Unknown;
+        }
         self
     }
 

@@ -111,7 +111,8 @@ impl Database {
         statement: Statement,
     ) -> Result<Vec<M>> {
         let rows = self.write_rows(operation, statement).await?;
-        decode(rows).map_err(|error| self.decode_error(operation, &error))
+        // What cannot be read was written all the same.
+        decode(rows).map_err(|error| self.decode_error(operation, &error).after_a_change())
     }
 
     /// As [`Database::write`], not decoded, for a statement given as text.

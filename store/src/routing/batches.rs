@@ -227,7 +227,8 @@ impl RoutingRunStore {
         output: WaitpointOutput,
     ) -> Result<EndedBatch> {
         for other in self.legs.iter().filter(|other| other.residency != leg.residency) {
-            let waitpoints = other.store.complete_batch_waitpoints(batch, output.clone()).await?;
+            let waitpoints = other.store.complete_batch_waitpoints(batch, output.clone()).await;
+            let waitpoints = waitpoints.map_err(StoreError::after_a_change)?;
             if !waitpoints.is_empty() {
                 ended.absorb(waitpoints, Token::new(other.residency));
             }
