@@ -431,3 +431,25 @@ async fn the_foreign_keys_of_the_seam_fall_in_a_migration_of_their_own() -> Resu
     check_same(&single, &catalogue(&databases, side).await?);
     Ok(())
 }
+
+#[tokio::test]
+async fn what_a_delete_looks_for_is_found_by_an_index() -> Result<()> {
+    let databases = Databases::fresh().await?;
+    for side in Side::ALL {
+        let acting = "FROM pg_constraint AS c WHERE c.contype = 'f' AND c.confdeltype IN ('c', 'n', 'd')";
+        let count: i64 = databases.value(side, &format!("SELECT count(*) {acting}")).await?;
+        assert!(count > 0, "{side}: no reference acts on a delete, so this looks at nothing");
+        let bare: Vec<String> = databases
+            .values(
+                side,
+                &format!(
+                    "SELECT c.conrelid::regclass::text || ': ' || c.conname {acting} AND NOT EXISTS (
+                         SELECT 1 FROM pg_index AS i WHERE i.indrelid = c.conrelid AND i.indkey[0] = c.conkey[1]
+                     ) ORDER BY 1"
+                ),
+            )
+            .await?;
+        assert!(bare.is_empty(), "{side}: give these an index that begins with their column: {bare:#?}");
+    }
+    Ok(())
+}
