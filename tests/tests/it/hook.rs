@@ -239,7 +239,9 @@ async fn check_moves(home: &Home<'_>, maker: &Home<'_>, check: &impl Fn(&StoreEr
 /// Waiting and going on, and the waitpoints that it takes.
 async fn check_waits(home: &Home<'_>, maker: &Home<'_>, check: &impl Fn(&StoreError, &str)) -> Result<()> {
     let store = home.store();
-    let new = token_in(home, home.residency());
+    // A date, for without an effect a hook has nothing to do.
+    let kind = WaitpointKind::DateTime { at: moment(0) };
+    let new = NewWaitpoint { kind, ..token_in(home, home.residency()) };
     let error = store.create_waitpoint(new.clone()).await.map(drop).expect_err("the hook failed");
     check(&error, &format!("{home}: a new waitpoint"));
     let error = store.upsert_waitpoint(new.clone()).await.map(drop).expect_err("the hook failed");

@@ -444,7 +444,7 @@ async fn what_holds_a_run_up_is_named_by_its_ids_and_nothing_else() -> Result<()
         let shown = check_hidden("a dangling blocker", &error, &setup.secrets);
         assert!(shown.contains(nowhere.as_str()), "{side}: without the waitpoint's id nobody can look for it: {shown}");
 
-        let cursor = CONTENTS.parse::<Cursor>().expect_err("it is no cursor");
+        let cursor = CONTENTS.parse::<Cursor>().map(drop).expect_err("it is no cursor");
         check_hidden("no cursor", &cursor, &setup.secrets);
 
         let mut config = split_config(|side| setup.databases.url(side))?;
