@@ -39,10 +39,9 @@ pub enum Change {
     /// Nothing was written. The operation may be repeated once its cause is gone.
     NotApplied,
     /// The connection was lost while the change was being committed: it may have been applied or not. Read the row on
-    /// the primary before repeating the operation.
+    /// the primary before repeating the operation. Of an operation that commits in several steps, the fault may have met a
+    /// later one: such an operation says so, and is simply repeated.
     Unknown,
-    /// The change was committed; what failed came after it. Repeat the operation: its contract says what that does.
-    Applied,
 }
 
 /// What went wrong. The list is closed for the store, and open for its readers.
@@ -442,11 +441,11 @@ impl StoreError {
         self
     }
 
-    /// The failure of a step that came after a step whose change is committed.
+    /// Says that steps before this one are committed: a fault leaves the operation half-way. A refusal stays what it is.
     #[must_use]
     pub(crate) fn after_a_change(mut self) -> Self {
-        if self.0.change == Change::NotApplied {
-            self.0.change = Change::Applied;
+        if self.0.source.is_some() {
+            self.0.change = Change::Unknown;
         }
         self
     }
@@ -476,7 +475,6 @@ impl fmt::Display for StoreError {
         match self.0.change {
             Change::NotApplied => Ok(()),
             Change::Unknown => f.write_str("; whether the change was applied is unknown"),
-            Change::Applied => f.write_str("; the change was applied before"),
         }
     }
 }

@@ -53,7 +53,9 @@ use crate::error::{ErrorKind, InputProblem, Result, StoreError};
 use crate::ids::{BatchId, EnvironmentId, RunId, SnapshotId, WaitpointId};
 use crate::lifecycle::{Effect, Operation, Transition, in_order};
 use crate::model::{ExecutionStatus, Run, RunStatus, WaitpointStatus};
+use crate::postgres::check_snapshot;
 use crate::read::Read;
+use crate::residency::Routable;
 use crate::waitpoints::{Made, NewWaitpoint, Owner, Placement, WaitpointKind, Waitpoints};
 
 /// How a run comes to wait, and how it goes on.
@@ -75,8 +77,8 @@ pub trait Waiting: Waitpoints {
     /// one on the other database if not all waitpoints are beside the run.
     /// Effects: tell the worker; resume the run, if nothing is pending.
     /// Errors: `IllegalTransition` if the run is in no state in which it can wait; its edges are written then, and go when
-    /// its next attempt starts or it is over. An error after the edges were written says so
-    /// ([`Change::Applied`](crate::Change::Applied)).
+    /// its next attempt starts or it is over. A fault after the edges were written is of unknown outcome, whichever step it
+    /// met.
     async fn block_run(&self, run: &RunId, input: BlockRun, snapshot: SnapshotDetails) -> Result<BlockedRun> {
         let operation = "block_run";
         let named = |error: StoreError| error.in_operation(operation);
@@ -84,15 +86,16 @@ pub trait Waiting: Waitpoints {
             let kind = ErrorKind::InvalidInput { field: "waitpoints", problem: InputProblem::Empty };
             return Err(StoreError::new(operation, None, kind));
         }
+        check_snapshot(&snapshot).map_err(|kind| StoreError::new(operation, None, kind))?;
         let edges = self.block_run_with_waitpoint_edges(run, &input).await.map_err(named)?;
-        // From here on the edges are there.
-        let named = |error: StoreError| error.in_operation(operation).after_a_change();
+        // From here on something is written.
+        let late = |error: StoreError| named(error).after_a_change();
         // A repeated call may find a run that has gone on since; it is marked once more, by another snapshot.
         let snapshot = SnapshotDetails { id: None, ..snapshot };
         let mark = MarkBlocked { from: None, batch: input.batch, snapshot };
-        let mut transition = self.mark_blocked(run, mark).await.map_err(named)?;
+        let mut transition = self.mark_blocked(run, mark).await.map_err(late)?;
         let states = self.count_pending_waitpoints_with_presence(&input.waitpoints, Some(run), Read::Primary).await;
-        let pending = states.map_err(named)?.pending;
+        let pending = states.map_err(late)?.pending;
         if pending.is_empty() {
             transition.effects.push(Effect::ContinueRun { run: *run });
             in_order(&mut transition.effects);
@@ -114,6 +117,7 @@ pub trait Waiting: Waitpoints {
         let operation = "block_run_with_created_batch";
         let named = |error: StoreError| error.in_operation(operation);
         let BlockRunWithBatch { batch, waitpoint, environment, project, snapshot } = input;
+        check_snapshot(&snapshot).map_err(|kind| StoreError::new(operation, None, kind))?;
         let new = NewWaitpoint {
             id: waitpoint,
             placement: Placement::Beside(Owner::Batch(batch)),
@@ -123,10 +127,15 @@ pub trait Waiting: Waitpoints {
             key: None,
             tags: Vec::new(),
         };
+        let (found, home) = (batch.residency(), run.residency());
+        if found != home {
+            let kind = ErrorKind::CrossStoreReference { field: "batch", found, run: home };
+            return Err(StoreError::new(operation, None, kind));
+        }
         let upserted = self.upsert_waitpoint(new).await.map_err(named)?;
         let waitpoint = WaitpointId::stored(&upserted.waitpoint.id);
         let block = BlockRun { batch: Some(batch), ..BlockRun::by(vec![waitpoint.clone()], project) };
-        let mut blocked = self.block_run(run, block, snapshot).await.map_err(named)?;
+        let mut blocked = self.block_run(run, block, snapshot).await.map_err(|error| named(error).after_a_change())?;
         if !blocked.pending.is_empty() {
             // The batch may have been over before its waitpoint was there.
             blocked.transition.effects.push(Effect::TryCompleteBatch { batch });
@@ -158,6 +167,7 @@ pub trait Waiting: Waitpoints {
     /// if the edges kept changing.
     async fn resume_unblocked_run(&self, run: &RunId, input: ResumeRun) -> Result<ResumeOutcome> {
         let operation = Operation::ResumeUnblockedRun.name();
+        check_snapshot(&input.snapshot).map_err(|kind| StoreError::new(operation, None, kind))?;
         let mut tries = RESUME_TRIES;
         loop {
             let edges = self.run_edges_with_waitpoints(run, Read::Primary).await;

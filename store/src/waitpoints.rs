@@ -118,7 +118,8 @@ pub trait Waitpoints: Edges {
         }
         let id = WaitpointId::stored(&upserted.waitpoint.id);
         let completion = CompleteWaitpoint::beside(*run, output_of(&seen));
-        let done = self.complete_waitpoint(&id, completion).await.map_err(|error| error.in_operation(operation))?;
+        let done = self.complete_waitpoint(&id, completion).await;
+        let done = done.map_err(|error| error.in_operation(operation).after_a_change())?;
         let WaitpointCompletion { waitpoint, mut effects, token, .. } = done;
         effects.extend(upserted.effects);
         in_order(&mut effects);
@@ -240,7 +241,8 @@ pub trait Waitpoints: Edges {
     /// Statements: one to complete it, one more where the preferred database does not have it or another caller completes
     /// it at the same moment, and one for each database to find the edges.
     /// Effects: [`ContinueRun`](Effect::ContinueRun) for each run that waits, and the event of each edge with a span.
-    /// Errors: `NotFound` if it is nowhere.
+    /// Errors: `NotFound` if it is nowhere. A fault of the search for edges comes after the completion, and is of unknown
+    /// outcome too: repeat the call until it answers, or those who wait are not woken.
     async fn complete_waitpoint(&self, id: &WaitpointId, input: CompleteWaitpoint) -> Result<WaitpointCompletion> {
         let operation = "complete_waitpoint";
         let named = |error: StoreError| error.in_operation(operation);

@@ -116,6 +116,7 @@ impl Database {
         statement: Statement,
     ) -> Result<Vec<M>> {
         let rows = self.write_rows(operation, statement).await?;
+        // What cannot be read was written all the same.
         decode(rows).map_err(|error| self.decode_error(operation, &error).after_a_change())
     }
 

@@ -106,7 +106,9 @@ async fn write_edges<S: Schema>(store: &PgRunStore<S>, run: &RunId, input: &Bloc
     let mut written = NewEdges::default();
     for chunk in waitpoints.chunks(CHUNK) {
         let statement = edges_and_connections(store, run, input, chunk.to_vec());
-        let rows = store.database.write::<Written>(operation, &statement).await?;
+        let rows = store.database.write::<Written>(operation, &statement).await;
+        let is_first = written == NewEdges::default();
+        let rows = rows.map_err(|error| if is_first { error } else { error.after_a_change() })?;
         // No row: there was no run to select from. The foreign key that would say so is in one of the schemas only.
         let row = rows.first().ok_or_else(|| refuse(ErrorKind::NotFound(Entity::Run)))?;
         written.inserted += u64::try_from(row.inserted).unwrap_or_default();

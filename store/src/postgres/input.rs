@@ -97,7 +97,7 @@ fn check_texts(run: &NewRun) -> Checked {
     optional("stream_basin_name", run.stream_basin_name.as_deref())
 }
 
-pub(super) fn check_snapshot(details: &SnapshotDetails) -> Checked {
+pub(crate) fn check_snapshot(details: &SnapshotDetails) -> Checked {
     optional("snapshot.description", details.description.as_deref())?;
     optional("snapshot.worker_id", details.worker_id.as_deref())?;
     optional("snapshot.runner_id", details.runner_id.as_deref())

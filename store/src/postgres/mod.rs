@@ -62,7 +62,7 @@ pub(crate) use database::Database;
 use database::Unit;
 pub(crate) use edges::{check_filter, dangling};
 pub(crate) use finds::check;
-pub(crate) use input::within;
+pub(crate) use input::{check_snapshot, within};
 pub(crate) use keys::{check_clearing, check_keys, distinct};
 pub(crate) use lists::Filter;
 pub use schema::{ControlPlane, Pair, RunOps, Schema, Twin};

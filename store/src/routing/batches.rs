@@ -227,7 +227,8 @@ impl RoutingRunStore {
         output: WaitpointOutput,
     ) -> Result<EndedBatch> {
         for other in self.legs.iter().filter(|other| other.residency != leg.residency) {
-            let elsewhere = other.store.complete_batch_waitpoints(batch, output.clone()).await?;
+            let elsewhere = other.store.complete_batch_waitpoints(batch, output.clone()).await;
+            let elsewhere = elsewhere.map_err(StoreError::after_a_change)?;
             if !elsewhere.waitpoints.is_empty() {
                 ended.absorb(elsewhere);
             }

@@ -7,13 +7,15 @@ use anyhow::{Context, Result};
 use provision::{Durability, Options, ProvisionError, Role, Server, Source};
 use sea_orm::{ConnectionTrait, TransactionTrait};
 use store::{
-    CancelRun, Change, Config, CreateRun, ErrorKind, FindRuns, Read, Residency, RunId, RunStatus, RunStore,
-    SnapshotDetails, StoreError, Usage,
+    BatchCompletion, BatchId, BatchStatus, CancelRun, Change, Config, CreateBatchOutcome, CreateRun, Effect, ErrorKind,
+    ExecutionStatus, FindRuns, NewBatch, NewWaitpoint, Owner, Placement, Read, Residency, ResumeOutcome, ResumeRun,
+    RunId, RunStatus, RunStore, SnapshotDetails, SnapshotId, StoreError, Usage, WaitpointKind, WaitpointStatus,
 };
 use tests::{
-    Databases, Mode, Proxy, Side,
+    Both, Databases, Mode, Proxy, Side,
     proxy::{Cut, Gate, is_commit},
     runs::{Home, database_config, environment, moment, new_run, residency_of, split_config, split_over},
+    waits::{block_by, completion, continued, create_token, token_in},
 };
 use tokio::{join, time::timeout};
 
@@ -441,6 +443,304 @@ async fn what_the_server_refuses_for_the_moment_is_told_apart_and_changes_nothin
                 let error = bound.create_run(CreateRun::queued(new)).await.expect_err(&what);
                 check_error(&what, &error, kind.clone(), Change::NotApplied);
                 home.check_nothing_written(&id).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// How the connection of a step is cut.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum At {
+    /// The server does not see the statement.
+    Before,
+    /// The reply is lost.
+    After,
+    /// The server does not see the statement, nor its repetition.
+    Twice,
+}
+
+/// One statement of an operation that has several.
+struct Step {
+    name: &'static str,
+    is_meant: fn(&str) -> bool,
+    at: At,
+    /// What is said of the change; `None` if the caller does not notice.
+    told: Option<Change>,
+    /// Whether what the operation is for is done.
+    applied: bool,
+}
+
+const fn step(name: &'static str, is_meant: fn(&str) -> bool, at: At, told: Option<Change>, applied: bool) -> Step {
+    Step { name, is_meant, at, told, applied }
+}
+
+impl Step {
+    /// Makes the cut during `call`, and checks what the caller is told. Returns whether that was an answer.
+    async fn cut<T: std::fmt::Debug>(
+        &self,
+        what: &str,
+        proxy: &Proxy,
+        call: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<bool> {
+        let is_meant = self.is_meant;
+        let cuts = match self.at {
+            At::Before => vec![proxy.cut_before(1, is_meant)],
+            At::After => vec![proxy.cut_after(1, is_meant)],
+            At::Twice => vec![proxy.cut_before(1, is_meant), proxy.cut_before(2, is_meant)],
+        };
+        let answer = call.await;
+        assert!(
+            cuts.iter().all(Cut::fired),
+            "{what}: the statement did not come: {:#?}",
+            proxy.recording().statements()
+        );
+        drop(cuts);
+        match (answer, self.told) {
+            (Ok(_), None) => Ok(true),
+            (Err(error), Some(change)) => {
+                check_error(what, &error, ErrorKind::Disconnected, change);
+                Ok(false)
+            }
+            (answer, told) => anyhow::bail!("{what}: {told:?} was to be told, not {answer:?}"),
+        }
+    }
+}
+
+fn writes_edges(sql: &str) -> bool {
+    sql.contains(r#"INSERT INTO "task_run_waitpoint""#)
+}
+
+fn reads_edges(sql: &str) -> bool {
+    sql.starts_with("SELECT") && sql.contains(r#""task_run_waitpoint""#)
+}
+
+fn reads_run(sql: &str) -> bool {
+    sql.contains("pending_waitpoint_id") && !sql.contains("UPDATE")
+}
+
+fn writes_run(sql: &str) -> bool {
+    sql.contains(r#"UPDATE "task_run""#)
+}
+
+fn reads_waitpoints(sql: &str) -> bool {
+    sql.starts_with("SELECT") && sql.contains(r#"FROM "waitpoint""#)
+}
+
+fn completes(sql: &str) -> bool {
+    sql.contains(r#"UPDATE "waitpoint""#)
+}
+
+fn ends_batch(sql: &str) -> bool {
+    sql.contains("UPDATE batch_task_run")
+}
+
+/// A split behind proxies, with one connection to each database.
+async fn behind_proxies(databases: &Databases, mode: Mode) -> Result<(Both<Proxy>, Arc<dyn RunStore>)> {
+    let proxies = databases.behind_proxies().await?;
+    let configure = |config: &mut Config| {
+        limit(config, 1, PATIENCE);
+        mode.configure(config);
+    };
+    let store = split_over(&proxies, configure).await?;
+    Ok((proxies, store))
+}
+
+/// How many edges a run has, and how many of its snapshots say that it waits.
+async fn waits_of(home: &Home<'_>, run: &RunId) -> Result<(i64, usize)> {
+    let edges = home.value(&format!("SELECT count(*) FROM task_run_waitpoint WHERE task_run_id = '{run}'")).await?;
+    let waiting = |row: &store::Snapshot| row.execution_status == ExecutionStatus::ExecutingWithWaitpoints;
+    Ok((edges, home.snapshots(run).await?.into_iter().filter(waiting).count()))
+}
+
+#[tokio::test]
+async fn a_block_that_is_cut_off_at_any_step_is_made_up_for_by_its_repetition() -> Result<()> {
+    let unknown = Some(Change::Unknown);
+    // The edges may be there without the mark, and do no harm. Once they are, nobody can say that nothing was written.
+    let steps = [
+        step("edges", writes_edges, At::Before, unknown, false),
+        step("edges", writes_edges, At::After, unknown, false),
+        step("the run's state", reads_run, At::Before, None, true),
+        step("the run's state", reads_run, At::Twice, unknown, false),
+        step("mark", writes_run, At::Before, unknown, false),
+        step("mark", writes_run, At::After, unknown, true),
+        step("count", reads_waitpoints, At::Before, None, true),
+        step("count", reads_waitpoints, At::Twice, unknown, true),
+    ];
+    let databases = Databases::fresh().await?;
+    let (proxies, store) = behind_proxies(&databases, Mode::Optimistic).await?;
+    for side in Side::ALL {
+        let home = Home::new("behind a proxy", Arc::clone(&store), side, &databases);
+        for place in [side, side.other()] {
+            for step in &steps {
+                let what = format!("run in {side}, token in {place}, {} cut {:?}", step.name, step.at);
+                let run = home.create_executing().await?;
+                let token = create_token(&home, residency_of(place)).await?;
+                let block = || store.block_run(&run.id, block_by(&home, &[&token]), SnapshotDetails::default());
+                // The count of a token elsewhere is asked of both.
+                let answered = step.cut(&what, proxies.get(side), block()).await?;
+                let (edges, marks) = waits_of(&home, &run.id).await?;
+                assert_eq!(marks, usize::from(step.applied), "{what}: marked");
+                assert!(edges == 1 || (!step.applied && edges == 0), "{what}: a mark without its edge");
+                assert!(!answered || step.applied, "{what}");
+
+                let blocked = block().await?;
+                assert_eq!(blocked.pending, [token.clone()].into(), "{what}");
+                assert_eq!(waits_of(&home, &run.id).await?, (1, 1), "{what}: the repetition has done it twice");
+                let done = store.complete_waitpoint(&token, completion("x")).await?;
+                assert_eq!(continued(&done.effects), [run.id], "{what}");
+            }
+        }
+
+        // The other database fails when everything here is written.
+        let what = format!("run in {side}, the other database");
+        let run = home.create_executing().await?;
+        let token = create_token(&home, residency_of(side.other())).await?;
+        let block = || store.block_run(&run.id, block_by(&home, &[&token]), SnapshotDetails::default());
+        let count = step("count", reads_waitpoints, At::Twice, unknown, true);
+        count.cut(&what, proxies.get(side.other()), block()).await?;
+        assert_eq!(waits_of(&home, &run.id).await?, (1, 1), "{what}");
+        assert_eq!(block().await?.pending, [token].into(), "{what}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_completion_that_is_cut_off_at_any_step_is_made_up_for_by_its_repetition() -> Result<()> {
+    let unknown = Some(Change::Unknown);
+    let steps = [
+        step("completion", completes, At::Before, unknown, false),
+        step("completion", completes, At::After, unknown, true),
+        step("edges", reads_edges, At::Before, None, true),
+        // The waitpoint is complete, and nobody was woken: that is not nothing.
+        step("edges", reads_edges, At::Twice, unknown, true),
+    ];
+    let databases = Databases::fresh().await?;
+    let (proxies, store) = behind_proxies(&databases, Mode::Optimistic).await?;
+    for side in Side::ALL {
+        let home = Home::new("behind a proxy", Arc::clone(&store), side, &databases);
+        for step in &steps {
+            let what = format!("{side}, {} cut {:?}", step.name, step.at);
+            let run = home.create_executing().await?;
+            let token = create_token(&home, residency_of(side)).await?;
+            let _blocked = store.block_run(&run.id, block_by(&home, &[&token]), SnapshotDetails::default()).await?;
+            step.cut(&what, proxies.get(side), store.complete_waitpoint(&token, completion("first"))).await?;
+            let row = home.waitpoint(&token).await?.context("it is there")?;
+            let output = step.applied.then_some("first");
+            assert_eq!(row.status == WaitpointStatus::Completed, step.applied, "{what}");
+            assert_eq!((row.output.as_deref(), row.completed_at.is_some()), (output, step.applied), "{what}: half");
+
+            let again = store.complete_waitpoint(&token, completion("second")).await?;
+            assert_eq!(continued(&again.effects), [run.id], "{what}: nobody is woken");
+            let output = if step.applied { "first" } else { "second" };
+            assert_eq!(again.waitpoint.output.as_deref(), Some(output), "{what}");
+            let resumed = store.resume_unblocked_run(&run.id, ResumeRun::default()).await?;
+            assert!(matches!(resumed, ResumeOutcome::Resumed(_)), "{what}: {resumed:?}");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_resume_that_is_cut_off_at_any_step_is_whole_or_nothing() -> Result<()> {
+    let (unknown, nothing) = (Some(Change::Unknown), Some(Change::NotApplied));
+    let reads =
+        || [step("edges", reads_edges, At::Before, None, true), step("edges", reads_edges, At::Twice, nothing, false)];
+    let optimistic = [
+        step("state", reads_run, At::Before, None, true),
+        step("state", reads_run, At::Twice, nothing, false),
+        step("write", writes_run, At::Before, unknown, false),
+        step("write", writes_run, At::After, unknown, true),
+    ];
+    let hooked = [
+        step("write", writes_run, At::Before, nothing, false),
+        step("write", writes_run, At::After, nothing, false),
+        step("COMMIT", is_commit, At::Before, unknown, false),
+        step("COMMIT", is_commit, At::After, unknown, true),
+    ];
+    for (mode, steps) in [(Mode::Optimistic, optimistic), (Mode::Hooked, hooked)] {
+        let databases = Databases::fresh().await?;
+        let (proxies, store) = behind_proxies(&databases, mode).await?;
+        for side in Side::ALL {
+            let home = Home::new("behind a proxy", Arc::clone(&store), side, &databases);
+            for step in reads().iter().chain(&steps) {
+                let what = format!("{side}, {mode}, {} cut {:?}", step.name, step.at);
+                let run = home.create_executing().await?;
+                let token = create_token(&home, residency_of(side)).await?;
+                let _blocked = store.block_run(&run.id, block_by(&home, &[&token]), SnapshotDetails::default()).await?;
+                let _done = store.complete_waitpoint(&token, completion("x")).await?;
+                let id = SnapshotId::mint();
+                let snapshot = SnapshotDetails { id: Some(id.clone()), ..SnapshotDetails::default() };
+                let resume = || {
+                    let input = ResumeRun { from: None, snapshot: snapshot.clone() };
+                    store.resume_unblocked_run(&run.id, input)
+                };
+                let before = home.snapshots(&run.id).await?;
+                step.cut(&what, proxies.get(side), resume()).await?;
+
+                // Snapshot, links and edges come and go together.
+                let after = home.snapshots(&run.id).await?;
+                let (edges, _) = waits_of(&home, &run.id).await?;
+                let links = home.links(&id).await?;
+                if step.applied {
+                    assert_eq!((after.len(), edges), (before.len() + 1, 0), "{what}");
+                    assert_eq!(links, [token.to_string()], "{what}");
+                } else {
+                    assert_eq!((&after, edges), (&before, 1), "{what}");
+                    assert_eq!(links, Vec::<String>::new(), "{what}");
+                }
+                let again = resume().await?;
+                let ResumeOutcome::Resumed(transition) = &again else { anyhow::bail!("{what}: {again:?}") };
+                assert_eq!(transition.snapshot.as_ref().map(|row| row.id.as_str()), Some(id.as_str()), "{what}");
+                assert_eq!(home.snapshots(&run.id).await?.len(), before.len() + 1, "{what}: resumed twice");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_end_of_a_batch_that_is_cut_off_is_whole_or_nothing() -> Result<()> {
+    let (unknown, nothing) = (Some(Change::Unknown), Some(Change::NotApplied));
+    let optimistic = vec![
+        step("write", ends_batch, At::Before, unknown, false),
+        step("write", ends_batch, At::After, unknown, true),
+    ];
+    let hooked = vec![
+        step("write", ends_batch, At::Before, nothing, false),
+        step("write", ends_batch, At::After, nothing, false),
+        step("COMMIT", is_commit, At::Before, unknown, false),
+        step("COMMIT", is_commit, At::After, unknown, true),
+    ];
+    for (mode, steps) in [(Mode::Optimistic, optimistic), (Mode::Hooked, hooked)] {
+        let databases = Databases::fresh().await?;
+        let (proxies, store) = behind_proxies(&databases, mode).await?;
+        for side in Side::ALL {
+            let home = Home::new("behind a proxy", Arc::clone(&store), side, &databases);
+            for step in &steps {
+                let what = format!("{side}, {mode}, {} cut {:?}", step.name, step.at);
+                let batch = BatchId::mint(residency_of(side));
+                let environment = home.environment();
+                let made = store.create_batch_task_run(NewBatch::new(batch, environment.id.clone(), 0)).await?;
+                assert!(matches!(made, CreateBatchOutcome::Created(_)), "{what}");
+                let waitpoint = NewWaitpoint {
+                    placement: Placement::Beside(Owner::Batch(batch)),
+                    kind: WaitpointKind::Batch(batch),
+                    ..token_in(&home, residency_of(side))
+                };
+                let id = waitpoint.id.clone();
+                let _waitpoint = store.upsert_waitpoint(waitpoint).await?;
+                step.cut(&what, proxies.get(side), store.complete_batch_if_done(&batch)).await?;
+
+                let row = store.find_batch_task_run_by_id(&batch, Read::Primary).await?.context("it is there")?;
+                let waitpoint = home.waitpoint(&id).await?.context("it is there")?;
+                assert_eq!(row.status == BatchStatus::Completed, step.applied, "{what}");
+                assert_eq!(waitpoint.status == WaitpointStatus::Completed, step.applied, "{what}: half of it");
+                let ended = match (store.complete_batch_if_done(&batch).await?, step.applied) {
+                    (BatchCompletion::Completed(ended), false) | (BatchCompletion::AlreadyDone(ended), true) => ended,
+                    (other, _) => anyhow::bail!("{what}: {other:?}"),
+                };
+                assert!(ended.effects.contains(&Effect::WakeWaiters { waitpoint: id }), "{what}: nobody is woken");
             }
         }
     }

@@ -7,11 +7,18 @@ use anyhow::{Context, Result};
 use async_trait::async_trait;
 use sea_orm::{ConnectionTrait, DatabaseTransaction};
 use store::{
-    Change, CreateRun, Effect, Entry, ErrorKind, ExecutionStatus, ExpireRunOutcome, HookFailure, Residency, RunId,
-    RunStatus, SnapshotDetails, SnapshotId, StartAttempt, StoreError, TransitionHook, WaitpointId,
+    AbortBatch, BatchId, Change, CreateBatchOutcome, CreateRun, Effect, EnqueueDelayedRun, Entry, ErrorKind,
+    ExecutionStatus, ExpireRunOutcome, HookFailure, KeepBatch, MarkBlocked, NewBatch, NewWaitpoint, ParkPendingVersion,
+    PromotePendingVersionRun, Read, RescheduleRun, Residency, ResumeFromCheckpoint, ResumeQueuedExecuting, ResumeRun,
+    Run, RunId, RunStatus, Snapshot, SnapshotDetails, SnapshotId, StartAttempt, StoreError, TransitionHook,
+    WaitpointId, WaitpointKind,
 };
 use tests::Side;
-use tests::runs::{Home, Stores, cancellation, created, expiry, lock_to_worker, start_from};
+use tests::moves::{parked_expiry, requeue_from, retry_from, suspend_from};
+use tests::runs::{
+    Home, Stores, cancellation, complete_from, created, expiry, fail_from, lock_to_worker, moment, start_from,
+};
+use tests::waits::{block_by, completion, create_token, token_in};
 
 /// What the hook of a test does.
 #[derive(Debug)]
@@ -158,12 +165,133 @@ async fn check_nothing_remains(stores: &Stores, check: impl Fn(&StoreError, &str
         assert_eq!(failed.runs, [queued.id], "{home}");
         check(&failed.error, &format!("{home}: a bulk expiry"));
 
+        check_moves(&home, &maker, &check).await?;
+        check_waits(&home, &maker, &check).await?;
+        check_ends(&home, &maker, &check).await?;
+
         assert_eq!(rows().await?, before, "{home}: something was written");
         for run in [&queued, &executing] {
             let current = home.snapshots(&run.id).await?.pop().context("it has snapshots")?;
             assert_eq!(current.id, run.snapshot.as_str(), "{home}: a snapshot was written");
         }
         assert_eq!(messages(&home).await?, 0, "{home}: what the hook wrote was committed");
+    }
+    Ok(())
+}
+
+/// Everything that is stored of a run and of what holds it up.
+async fn stored(home: &Home<'_>, run: &RunId) -> Result<(Run, Vec<Snapshot>, Vec<String>, i64)> {
+    let edges = format!(
+        "SELECT coalesce(string_agg(id, ',' ORDER BY id), '') FROM task_run_waitpoint WHERE task_run_id = '{run}'"
+    );
+    let edges: String = home.value(&edges).await?;
+    let images = home.value("SELECT count(*) FROM task_run_checkpoint").await?;
+    let edges = edges.split(',').map(str::to_owned).collect();
+    Ok((home.run(run).await?, home.snapshots(run).await?, edges, images))
+}
+
+/// The moves between birth and end.
+async fn check_moves(home: &Home<'_>, maker: &Home<'_>, check: &impl Fn(&StoreError, &str)) -> Result<()> {
+    let store = home.store();
+    macro_rules! rolled_back {
+        ($what:literal, $state:ident, |$run:ident| $call:expr) => {
+            let $run = maker.create_in(ExecutionStatus::$state).await?;
+            let before = stored(home, &$run.id).await?;
+            let error = $call.await.map(drop).expect_err(&format!("{home}: {}: the hook failed", $what));
+            check(&error, &format!("{home}: {}", $what));
+            assert_eq!(stored(home, &$run.id).await?, before, "{home}: {}: something was written", $what);
+        };
+    }
+    let snapshot = SnapshotDetails::default;
+    rolled_back!("start", PendingExecuting, |run| store.start_attempt(&run.id, start_from(&run.snapshot)));
+    rolled_back!("complete", Executing, |run| store.complete_attempt_success(&run.id, complete_from(&run.snapshot)));
+    rolled_back!("fail", Executing, |run| store.fail_run_permanently(&run.id, fail_from(&run.snapshot)));
+    rolled_back!("ask to stop", Executing, |run| store.cancel_run(&run.id, cancellation(false)));
+    rolled_back!("expire", Queued, |run| store.expire_run(&run.id, expiry()));
+    rolled_back!("retry", Executing, |run| store.retry_in_place(&run.id, retry_from(&run.snapshot)));
+    rolled_back!("requeue", Executing, |run| store.requeue_run(&run.id, requeue_from(&run.snapshot)));
+    rolled_back!("resume queued", QueuedExecuting, |run| {
+        store.resume_queued_executing(
+            &run.id,
+            ResumeQueuedExecuting { from: run.snapshot.clone(), snapshot: snapshot() },
+        )
+    });
+    rolled_back!("park", Queued, |run| {
+        let input = ParkPendingVersion { from: run.snapshot.clone(), reason: "r".to_owned(), snapshot: snapshot() };
+        store.park_pending_version(&run.id, input)
+    });
+    rolled_back!("promote", RunCreated, |run| {
+        store.promote_pending_version_run(&run.id, PromotePendingVersionRun::default())
+    });
+    rolled_back!("deadline", RunCreated, |run| store.expire_parked_run(&run.id, parked_expiry()));
+    rolled_back!("suspend", Executing, |run| store.suspend_for_checkpoint(&run.id, suspend_from(&run.snapshot)));
+    rolled_back!("restore", PendingExecuting, |run| {
+        store.resume_from_checkpoint(&run.id, ResumeFromCheckpoint { from: run.snapshot.clone(), snapshot: snapshot() })
+    });
+    rolled_back!("reschedule", Delayed, |run| {
+        let input = RescheduleRun { delay_until: moment(0), queue_timestamp: None, snapshot: snapshot() };
+        store.reschedule_run(&run.id, input)
+    });
+    rolled_back!("enqueue", Delayed, |run| store.enqueue_delayed_run(&run.id, EnqueueDelayedRun::default()));
+    Ok(())
+}
+
+/// Waiting and going on, and the waitpoints that it takes.
+async fn check_waits(home: &Home<'_>, maker: &Home<'_>, check: &impl Fn(&StoreError, &str)) -> Result<()> {
+    let store = home.store();
+    // A date, for without an effect a hook has nothing to do.
+    let kind = WaitpointKind::DateTime { at: moment(0) };
+    let new = NewWaitpoint { kind, ..token_in(home, home.residency()) };
+    let error = store.create_waitpoint(new.clone()).await.map(drop).expect_err("the hook failed");
+    check(&error, &format!("{home}: a new waitpoint"));
+    let error = store.upsert_waitpoint(new.clone()).await.map(drop).expect_err("the hook failed");
+    check(&error, &format!("{home}: a waitpoint that may be there"));
+    assert_eq!(home.waitpoint(&new.id).await?, None, "{home}: it was made");
+
+    let run = maker.create_executing().await?;
+    let token = create_token(maker, home.residency()).await?;
+    let before = stored(home, &run.id).await?;
+    let error = store.mark_blocked(&run.id, MarkBlocked::default()).await.map(drop).expect_err("the hook failed");
+    check(&error, &format!("{home}: a mark"));
+    assert_eq!(stored(home, &run.id).await?, before, "{home}: the run is marked");
+    // Its edges are a step of their own, which does no harm.
+    let block = store.block_run(&run.id, block_by(home, &[&token]), SnapshotDetails::default());
+    let error = block.await.map(drop).expect_err("the hook failed");
+    assert_eq!(error.operation(), "block_run", "{home}");
+    let after = stored(home, &run.id).await?;
+    assert_eq!((&after.0, &after.1), (&before.0, &before.1), "{home}: the run is marked");
+
+    let _blocked = maker.store().block_run(&run.id, block_by(maker, &[&token]), SnapshotDetails::default()).await?;
+    let _done = maker.store().complete_waitpoint(&token, completion("x")).await?;
+    let before = stored(home, &run.id).await?;
+    let error = store.resume_unblocked_run(&run.id, ResumeRun::default()).await.map(drop).expect_err("the hook failed");
+    check(&error, &format!("{home}: a resume"));
+    assert_eq!(stored(home, &run.id).await?, before, "{home}: the run goes on, or its edges are gone");
+    Ok(())
+}
+
+/// The ends of a batch, with the waitpoint that waits for it.
+async fn check_ends(home: &Home<'_>, maker: &Home<'_>, check: &impl Fn(&StoreError, &str)) -> Result<()> {
+    for what in ["complete", "abort"] {
+        let batch = BatchId::mint(home.residency());
+        let made = maker.store().create_batch_task_run(NewBatch::new(batch, maker.environment().id.clone(), 0)).await?;
+        assert!(matches!(made, CreateBatchOutcome::Created(_)), "{home}: {made:?}");
+        let waitpoint = NewWaitpoint { kind: WaitpointKind::Batch(batch), ..token_in(maker, home.residency()) };
+        let id = waitpoint.id.clone();
+        let _made = maker.store().upsert_waitpoint(waitpoint).await?;
+        let rows = async || {
+            let batch = home.store().find_batch_task_run_by_id(&batch, Read::Primary).await?;
+            anyhow::Ok((batch, home.waitpoint(&id).await?))
+        };
+        let before = rows().await?;
+        let error = if what == "complete" {
+            home.store().complete_batch_if_done(&batch).await.map(drop)
+        } else {
+            let input = AbortBatch { unless: KeepBatch::Over, error: serde_json::json!({ "type": "X" }) };
+            home.store().abort_batch(&batch, input).await.map(drop)
+        };
+        check(&error.expect_err("the hook failed"), &format!("{home}: {what} a batch"));
+        assert_eq!(rows().await?, before, "{home}: {what}: batch or waitpoint was changed");
     }
     Ok(())
 }

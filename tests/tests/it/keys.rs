@@ -328,3 +328,21 @@ async fn each_key_is_looked_up_in_the_whole_unique_key() -> Result<()> {
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn a_key_is_cleared_as_it_is_whatever_it_looks_like() -> Result<()> {
+    let stores = Stores::fresh().await?;
+    for home in stores.homes() {
+        let environment = &home.environment().id;
+        // As long as a hash, or one; as long as an id, or one.
+        let hash = "0123456789abcdef".repeat(4);
+        let id = home.create().await?.id.to_string();
+        for key in ["k", &"x".repeat(64), &hash, &hash.to_uppercase(), &"y".repeat(25), &id, " k ", "ключ 🦀"] {
+            let run = make(&home, environment, key).await?;
+            let cleared = home.store().clear_idempotency_key(predicate(environment, key)).await?;
+            let cleared: Vec<_> = cleared.into_iter().map(|cleared| (cleared.run, cleared.key.key)).collect();
+            assert_eq!(cleared, [(run, key.to_owned())], "{home}: {key:?}");
+        }
+    }
+    Ok(())
+}

@@ -2,6 +2,7 @@
 
 mod attempts;
 mod batches;
+mod budgets;
 mod checkpoints;
 mod claims;
 mod commands;
@@ -14,6 +15,7 @@ mod faults;
 mod fields;
 mod hook;
 mod ids;
+mod inputs;
 mod keys;
 mod kit_build;
 mod kit_databases;

@@ -1,5 +1,7 @@
 //! The two migrators, on real databases.
 
+use std::collections::BTreeSet;
+
 use anyhow::Result;
 use migration::{MigrationError, Schema};
 use tests::{
@@ -430,5 +432,50 @@ async fn the_foreign_keys_of_the_seam_fall_in_a_migration_of_their_own() -> Resu
 
     migration::down(schema, url, Some(1)).await?;
     check_same(&single, &catalogue(&databases, side).await?);
+    Ok(())
+}
+
+/// References that act on a delete and have no index, as specified: their targets are not deleted while there are many
+/// rows that name them. Each further one would make somebody's delete a scan.
+const WITHOUT_INDEX: [&str; 13] = [
+    "background_worker.worker_group_id",
+    "background_worker_task.queue_id",
+    "checkpoint_restore_event.attempt_id",
+    "org_member.user_id",
+    "project.default_worker_group_id",
+    "project.organization_id",
+    "runtime_environment.org_member_id",
+    "task_queue.project_id",
+    "task_run_execution_snapshot.checkpoint_id",
+    "task_run_waitpoint.batch_id",
+    "worker_deployment_promotion.deployment_id",
+    "worker_instance_group.organization_id",
+    "worker_instance_group.project_id",
+];
+
+#[tokio::test]
+async fn what_a_delete_looks_for_is_found_by_an_index() -> Result<()> {
+    let databases = Databases::fresh().await?;
+    let mut without = BTreeSet::new();
+    for side in Side::ALL {
+        let acting = "FROM pg_constraint AS c
+            JOIN pg_attribute AS a ON a.attrelid = c.conrelid AND a.attnum = c.conkey[1]
+            WHERE c.contype = 'f' AND c.confdeltype IN ('c', 'n', 'd')";
+        let count: i64 = databases.value(side, &format!("SELECT count(*) {acting}")).await?;
+        assert!(count > 5, "{side}: {count} references act on a delete, so this looks at nothing");
+        let of_side: Vec<String> = databases
+            .values(
+                side,
+                &format!(
+                    "SELECT c.conrelid::regclass::text || '.' || a.attname {acting} AND NOT EXISTS (
+                         SELECT 1 FROM pg_index AS i WHERE i.indrelid = c.conrelid AND i.indkey[0] = c.conkey[1]
+                     )"
+                ),
+            )
+            .await?;
+        without.extend(of_side);
+    }
+    let known: BTreeSet<String> = WITHOUT_INDEX.map(str::to_owned).into();
+    assert_eq!(without, known, "give what is new an index that begins with its column, and take out what has one");
     Ok(())
 }

@@ -5,15 +5,19 @@
 use std::{error::Error, net::Ipv4Addr, sync::Arc, time::Duration};
 
 use anyhow::Result;
-use sea_orm::{ConnectionTrait, DbBackend, DbErr, Statement};
+use async_trait::async_trait;
+use sea_orm::{ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, Statement};
 use store::{
-    Change, Config, ConfigError, CreateRun, ErrorKind, FindRuns, NewRun, Parent, Payload, Read, Residency,
-    RunFriendlyId, RunId, RunKey, RunStore, SecretUrl, SnapshotId, StoreError, UnclassifiableId, classify,
+    BatchId, BlockRun, Change, Config, ConfigError, CreateRun, Cursor, Effect, ErrorKind, FindRuns, HookFailure,
+    NewBatch, NewRun, NewWaitpoint, NewWaitpointTag, Parent, Payload, Read, Residency, RunFriendlyId, RunId, RunKey,
+    RunStore, SecretUrl, SnapshotId, StoreError, TransitionHook, UnclassifiableId, WaitpointId, WaitpointKey,
+    WaitpointTagId, classify,
     topology::{RUN_OPS_DATABASE_URL, RUN_OPS_SPLIT},
 };
 use tests::{
     Databases, Side,
     runs::{Home, created, database_config, residency_of, split_config, split_over},
+    waits::{block_by, token_in},
 };
 use tokio::net::TcpListener;
 use url::Url;
@@ -408,4 +412,94 @@ fn a_text_that_is_no_id_is_not_repeated() {
     }
     let error = "secret words".parse::<SnapshotId>().expect_err("a blank is in it");
     check_hidden("SnapshotId", &error, &secrets);
+}
+
+/// A hook that fails for a reason that is a constant of the program.
+#[derive(Debug)]
+struct Failing;
+
+#[async_trait]
+impl TransitionHook for Failing {
+    async fn before_commit(
+        &self,
+        _: &DatabaseTransaction,
+        _: Residency,
+        _: &mut Vec<Effect>,
+    ) -> Result<(), HookFailure> {
+        Err(HookFailure::new("the outbox is full"))
+    }
+}
+
+#[tokio::test]
+async fn what_holds_a_run_up_is_named_by_its_ids_and_nothing_else() -> Result<()> {
+    for side in Side::ALL {
+        let setup = Setup::on(side).await?;
+        let home = setup.home();
+        let run = home.create_executing().await?;
+        let nowhere = WaitpointId::mint();
+        let block = BlockRun { span_id_to_complete: Some(CONTENTS.to_owned()), ..block_by(&home, &[&nowhere]) };
+        setup.store.block_run_with_waitpoint_edges(&run.id, &block).await?;
+        let error = setup.store.run_edges_with_waitpoints(&run.id, Read::Primary).await.expect_err("it is nowhere");
+        assert!(matches!(error.kind(), ErrorKind::DanglingBlocker { .. }), "{side}: {error:?}");
+        let shown = check_hidden("a dangling blocker", &error, &setup.secrets);
+        assert!(shown.contains(nowhere.as_str()), "{side}: without the waitpoint's id nobody can look for it: {shown}");
+
+        let cursor = CONTENTS.parse::<Cursor>().map(drop).expect_err("it is no cursor");
+        check_hidden("no cursor", &cursor, &setup.secrets);
+
+        let mut config = split_config(|side| setup.databases.url(side))?;
+        config.hook = Some(Arc::new(Failing));
+        let hooked = store::connect(&config).await?;
+        let error = hooked.create_run(CreateRun::queued(setup.secret_run())).await.map(drop);
+        let error = error.expect_err("the hook fails");
+        assert_eq!(error.kind(), &ErrorKind::HookFailed("the outbox is full"), "{side}");
+        check_hidden("a hook", &error, &setup.secrets);
+
+        check_hidden("a claim", &ErrorKind::ClaimUnavailable, &setup.secrets);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_clash_of_waitpoints_batches_and_tags_is_the_same_error_in_both_and_shows_neither() -> Result<()> {
+    let mut kinds: Vec<Vec<ErrorKind>> = Vec::new();
+    for side in Side::ALL {
+        let setup = Setup::on(side).await?;
+        let (home, store) = (setup.home(), &setup.store);
+        let residency = residency_of(side);
+        let mut errors = Vec::new();
+
+        let key = Some(WaitpointKey { key: CONTENTS.to_owned(), expires_at: None });
+        let waitpoint = NewWaitpoint { key, tags: vec![CONTENTS.to_owned()], ..token_in(&home, residency) };
+        let _made = store.create_waitpoint(waitpoint.clone()).await?;
+        let again = NewWaitpoint { key: None, ..waitpoint };
+        errors.push(("a waitpoint", store.create_waitpoint(again).await.map(drop).expect_err("the id is taken")));
+
+        let batch = NewBatch {
+            payload: Some(Payload::json(CONTENTS)),
+            ..NewBatch::new(BatchId::mint(residency), home.environment().id.clone(), 1)
+        };
+        let _made = store.create_batch_task_run(batch.clone()).await?;
+        errors.push(("a batch", store.create_batch_task_run(batch).await.map(drop).expect_err("the id is taken")));
+
+        let id = Some(WaitpointTagId::mint());
+        let tag = |name: String| NewWaitpointTag {
+            id: id.clone(),
+            name,
+            environment: home.environment().id.clone(),
+            project: home.environment().project.clone(),
+        };
+        store.upsert_waitpoint_tag(tag(CONTENTS.to_owned()), residency).await?;
+        let second = store.upsert_waitpoint_tag(tag(format!("{CONTENTS} 2")), residency).await;
+        errors.push(("a tag", second.map(drop).expect_err("the id is taken")));
+
+        for (what, error) in &errors {
+            assert!(matches!(error.kind(), ErrorKind::UniqueViolation(Some(_))), "{side}, {what}: {error:?}");
+            assert_eq!((error.store(), error.change()), (Some(residency), Change::NotApplied), "{side}, {what}");
+            check_hidden(what, error, &setup.secrets);
+        }
+        kinds.push(errors.into_iter().map(|(_, error)| error.kind().clone()).collect());
+    }
+    assert_eq!(kinds[0], kinds[1], "a caller needs one match arm");
+    Ok(())
 }

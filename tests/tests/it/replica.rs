@@ -3,10 +3,15 @@
 
 use anyhow::Result;
 use store::{
-    CancelRunOutcome, Config, CreateRun, CreateRunOutcome, ErrorKind, ExpireRunOutcome, FindRuns, Idempotency, NewRun,
-    Parent, Read, RunFilter, RunId, RunStatus, SkipReason, StoreError, WaitpointId,
+    BatchCompletion, BatchId, BatchItemStatus, BatchUpdate, CancelRunOutcome, ClearIdempotencyKey, CompletionContext,
+    CompletionPlace, CompletionRoute, Config, CreateBatchItemOutcome, CreateBatchOutcome, CreateRun, CreateRunOutcome,
+    ErrorKind, ExpireRunOutcome, FindRuns, Idempotency, KeyPlace, Made, NewBatch, NewBatchItem, NewRun, NewWaitpoint,
+    Owner, Parent, Payload, Placement, Read, ResumeOutcome, ResumeRun, RunFilter, RunId, RunStatus, SkipReason,
+    SnapshotDetails, StoreError, UpdateMetadata, UpdateMetadataOutcome, WaitpointId, WaitpointKey, WaitpointStatus,
+    WaitpointUpdate,
 };
 use tests::runs::{Home, cancellation, complete_from, current, expiry, fail_from, lock_to_worker, start_from};
+use tests::waits::{block_by, completion, continued, create_token, token_in};
 use tests::wired::{Wired, WiredStores};
 use tests::{LaggingPair, Side};
 
@@ -269,6 +274,150 @@ async fn a_write_is_decided_by_what_the_replica_does_not_know_yet() -> Result<()
             None,
             "{home}: the standby knows what it must not"
         );
+    }
+    Ok(())
+}
+
+/// Checks that no replica was asked since the questions were forgotten, and forgets.
+#[track_caller]
+fn check_primaries_only(pair: &LaggingPair, home: &Home<'_>, what: &str) {
+    for side in Side::ALL {
+        assert_eq!(pair.asked_replica(side), 0, "{home}: {what}: statements to the {side} replica");
+    }
+    pair.forget_questions();
+}
+
+#[tokio::test]
+async fn a_wait_is_decided_by_what_the_replica_does_not_know_yet() -> Result<()> {
+    let pair = LaggingPair::acquire().await?;
+    let stores = with_both_replicas(&pair).await?;
+    pause_caught_up(&pair).await?;
+    for (_, home) in stores.homes() {
+        let store = home.store();
+        for &place in store.residencies() {
+            let what = format!("token in {place}");
+            pair.forget_questions();
+            let run = home.create_executing().await?;
+            let token = create_token(&home, place).await?;
+            let ids = std::slice::from_ref(&token);
+            assert_eq!(store.count_pending_waitpoints(ids, Some(&run.id), Read::Primary).await?, 1, "{home}, {what}");
+            let blocked = store.block_run(&run.id, block_by(&home, &[&token]), SnapshotDetails::default()).await?;
+            assert_eq!(blocked.pending, [token.clone()].into(), "{home}, {what}");
+            let edges = store.run_edges_with_waitpoints(&run.id, Read::Primary).await?;
+            assert_eq!(edges.len(), 1, "{home}, {what}");
+            assert_eq!(edges[0].waitpoint.status, WaitpointStatus::Pending, "{home}, {what}");
+            let early = store.resume_unblocked_run(&run.id, ResumeRun::default()).await?;
+            assert_eq!(early, ResumeOutcome::StillBlocked { pending: [token.clone()].into() }, "{home}, {what}");
+
+            // Where a completion goes is looked up where it will be written.
+            let context = CompletionContext::of(CompletionRoute::Manual);
+            let found = store.for_waitpoint_completion(&token, &context).await?;
+            assert_eq!(found, CompletionPlace::Found(place), "{home}, {what}");
+            let update = WaitpointUpdate { tags: Some(vec!["t".to_owned()]), ..WaitpointUpdate::default() };
+            assert_eq!(store.update_waitpoint(&token, None, update).await?.tags, ["t"], "{home}, {what}");
+            let done = store.complete_waitpoint(&token, completion("x")).await?;
+            assert_eq!(continued(&done.effects), [run.id], "{home}, {what}: the edge is not seen");
+            let row = store.find_waitpoint_on_primary(&token, None).await?;
+            assert_eq!(row.as_ref(), Some(&done.waitpoint), "{home}, {what}");
+            assert_eq!(store.count_pending_waitpoints(ids, Some(&run.id), Read::Primary).await?, 0, "{home}, {what}");
+            let resumed = store.resume_unblocked_run(&run.id, ResumeRun::default()).await?;
+            assert!(matches!(resumed, ResumeOutcome::Resumed(_)), "{home}, {what}: {resumed:?}");
+            check_primaries_only(&pair, &home, &what);
+
+            // The replica knows nothing of it: it would have been asked in vain.
+            assert_eq!(store.find_waitpoint(&token, None, Read::Replica).await?, None, "{home}, {what}");
+            assert_eq!(store.count_pending_waitpoints(ids, None, Read::Replica).await?, 0, "{home}, {what}");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_key_beside_a_run_is_looked_up_on_the_primary_whatever_is_asked() -> Result<()> {
+    let pair = LaggingPair::acquire().await?;
+    let stores = with_both_replicas(&pair).await?;
+    pause_caught_up(&pair).await?;
+    for (_, home) in stores.homes() {
+        let store = home.store();
+        let environment = &home.environment().id;
+        let run = home.create().await?.id;
+        let placement = Placement::Beside(Owner::Run(run));
+        let key = Some(WaitpointKey { key: "again".to_owned(), expires_at: None });
+        let new = NewWaitpoint { placement, key, ..token_in(&home, home.residency()) };
+        pair.forget_questions();
+        let first = store.get_or_create_waitpoint(new.clone()).await?;
+        let second = NewWaitpoint { id: WaitpointId::mint(), ..new };
+        let second = store.get_or_create_waitpoint(second).await?;
+        assert_eq!((second.made, &second.waitpoint), (Made::Before, &first.waitpoint), "{home}: it waits twice");
+        let scope = KeyPlace::Beside(Owner::Run(run));
+        let found = store.find_waitpoint_by_key(environment, "again", scope, Read::Replica).await?;
+        assert_eq!(found.as_ref(), Some(&first.waitpoint), "{home}");
+        check_primaries_only(&pair, &home, "beside a run");
+
+        let found = store.find_waitpoint_by_key(environment, "again", KeyPlace::Everywhere, Read::Replica).await?;
+        assert_eq!(found, None, "{home}: the standby knows what it must not");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_batch_is_ended_by_what_the_replica_does_not_know_yet() -> Result<()> {
+    let pair = LaggingPair::acquire().await?;
+    let stores = with_both_replicas(&pair).await?;
+    pause_caught_up(&pair).await?;
+    for (_, home) in stores.homes() {
+        let store = home.store();
+        let environment = home.environment().id.clone();
+        pair.forget_questions();
+        let batch = BatchId::mint(home.residency());
+        let made = store.create_batch_task_run(NewBatch::new(batch, environment.clone(), 1)).await?;
+        assert!(matches!(made, CreateBatchOutcome::Created(_)), "{home}");
+        let found = store.find_batch_task_run_by_friendly_id(batch.into(), &environment, Read::Primary).await?;
+        assert!(found.is_some(), "{home}: whoever has made it does not find it");
+        assert_eq!(store.complete_batch_if_done(&batch).await?, BatchCompletion::StillCreating, "{home}");
+
+        let run = home.create_from(CreateRun::queued(NewRun { batch: Some(batch), ..home.new_run() })).await?;
+        let item = NewBatchItem { id: None, batch, run: run.id, attempt: None, status: BatchItemStatus::Pending };
+        let made = store.create_batch_task_run_item(item).await?;
+        assert!(matches!(made, CreateBatchItemOutcome::Created(_)), "{home}");
+        assert_eq!(store.count_batch_task_run_items(&batch, None).await?, 1, "{home}");
+        let update = BatchUpdate { successful_run_count: Some(1), ..BatchUpdate::default() };
+        store.update_batch_task_run(batch.into(), update).await?;
+        assert_eq!(store.complete_batch_if_done(&batch).await?, BatchCompletion::MembersRunning(1), "{home}");
+        let ended = store.cancel_run(&run.id, cancellation(true)).await?;
+        assert!(matches!(ended, CancelRunOutcome::Canceled(_)), "{home}: {ended:?}");
+        let done = store.complete_batch_if_done(&batch).await?;
+        assert!(matches!(done, BatchCompletion::Completed(_)), "{home}: {done:?}");
+        check_primaries_only(&pair, &home, "a batch");
+        assert_eq!(store.find_batch_task_run_by_id(&batch, Read::Replica).await?, None, "{home}: it must not know it");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_fresh_run_is_changed_although_the_replica_does_not_know_it() -> Result<()> {
+    let pair = LaggingPair::acquire().await?;
+    let stores = with_both_replicas(&pair).await?;
+    pause_caught_up(&pair).await?;
+    for (_, home) in stores.homes() {
+        let store = home.store();
+        let environment = home.environment().id.clone();
+        pair.forget_questions();
+        let keyed = NewRun { idempotency: Some(Idempotency::new("reset")), ..home.new_run() };
+        let run = home.create_from(CreateRun::queued(keyed)).await?.id;
+        store.push_tags(&run, &environment, &["t".to_owned()]).await?;
+        store.push_realtime_stream(&run, "s").await?;
+        store.record_bulk_action_membership(&run, "b").await?;
+        let metadata = UpdateMetadata { metadata: Some(Payload::json("{}")), expected_version: Some(1) };
+        let updated = store.update_metadata(&run, metadata).await?;
+        assert!(matches!(updated, UpdateMetadataOutcome::Updated { .. }), "{home}: {updated:?}");
+        let key = ClearIdempotencyKey::ById { run, key: "reset".to_owned() };
+        assert_eq!(store.clear_idempotency_key(key).await?.len(), 1, "{home}: the key stays");
+        let awaited = store.get_or_create_run_waitpoint(&run).await?;
+        assert_eq!(awaited.made, Made::Now, "{home}");
+        let row = home.run(&run).await?;
+        assert_eq!((&row.run_tags[..], row.idempotency_key), (&["t".to_owned()][..], None), "{home}");
+        check_primaries_only(&pair, &home, "a fresh run");
     }
     Ok(())
 }

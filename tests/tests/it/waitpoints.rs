@@ -3,13 +3,15 @@
 use anyhow::{Context, Result};
 use chrono::{Duration, Utc};
 use store::{
-    BatchId, CompletionContext, CompletionPin, CompletionPlace, CompletionRoute, CreateWaitpointOutcome, Effect,
-    Entity, ErrorKind, Job, Made, NewWaitpoint, Owner, Placement, Read, Residency, RunId, WaitpointId, WaitpointKey,
-    WaitpointKind, WaitpointStatus, WaitpointUpdate,
+    BatchId, CONNECTED_RUNS, CompleteWaitpoint, CompletionContext, CompletionPin, CompletionPlace, CompletionRoute,
+    CreateWaitpointOutcome, Effect, Entity, ErrorKind, Job, Made, NewWaitpoint, Owner, Placement, Read, Residency,
+    RunId, WaitpointId, WaitpointKey, WaitpointKind, WaitpointSelection, WaitpointStatus, WaitpointUpdate,
 };
 use tests::Side;
+use tests::related;
 use tests::runs::{Stores, complete_from, fail_from, moment};
 use tests::waits::{completion, create_token, made, plant_waitpoint, stored, token_in};
+use tests::wired::{WiredStores, connections};
 
 #[tokio::test]
 async fn a_waitpoint_is_stored_as_it_is_returned_in_its_place() -> Result<()> {
@@ -144,5 +146,168 @@ async fn a_completion_goes_where_the_waitpoint_is() -> Result<()> {
     }
     let missing = home.store().complete_waitpoint(&WaitpointId::mint(), completion("x")).await;
     assert_eq!(*missing.expect_err("it is nowhere").kind(), ErrorKind::NotFound(Entity::Waitpoint));
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_waitpoint_of_a_run_that_ends_at_the_same_moment_is_completed() -> Result<()> {
+    fn makes(sql: &str) -> bool {
+        sql.contains(r#"INSERT INTO "waitpoint""#)
+    }
+    fn ends(sql: &str) -> bool {
+        sql.contains(r#"UPDATE "task_run""#) && sql.contains(r#"INSERT INTO "task_run_execution_snapshot""#)
+    }
+    /// Who is held until the other one is done.
+    #[derive(Clone, Copy, Debug)]
+    enum Held {
+        Maker,
+        End,
+    }
+    let stores = Stores::fresh().await?;
+    let wired = WiredStores::over(stores.databases(), connections(2)).await?;
+    for ((wired, _), quiet) in wired.homes().into_iter().zip(stores.homes()) {
+        for held in [Held::Maker, Held::End] {
+            let run = quiet.create_executing().await?;
+            let input = complete_from(&run.snapshot);
+            let ended = match held {
+                Held::Maker => {
+                    let gate = wired.proxy(quiet.side()).hold(makes);
+                    let other = async {
+                        gate.held(1).await?;
+                        let ended = quiet.store().complete_attempt_success(&run.id, input).await?;
+                        gate.release();
+                        anyhow::Ok(ended)
+                    };
+                    let (found, ended) = tokio::join!(wired.store().get_or_create_run_waitpoint(&run.id), other);
+                    let found = found?;
+                    // The end has not seen it, so that whoever makes it completes it.
+                    assert_eq!(found.waitpoint.status, WaitpointStatus::Completed, "{quiet}: it is never completed");
+                    ended?
+                }
+                Held::End => {
+                    let gate = wired.proxy(quiet.side()).hold(ends);
+                    let other = async {
+                        gate.held(1).await?;
+                        let found = quiet.store().get_or_create_run_waitpoint(&run.id).await?;
+                        assert_eq!(found.waitpoint.status, WaitpointStatus::Pending, "{quiet}: the run goes on");
+                        gate.release();
+                        anyhow::Ok(())
+                    };
+                    let ending = wired.store().complete_attempt_success(&run.id, input);
+                    let (ended, found) = tokio::join!(ending, other);
+                    found?;
+                    ended?
+                }
+            };
+            for effect in ended.effects {
+                if let Effect::CompleteWaitpoint { id, beside, output } = effect {
+                    let completion = CompleteWaitpoint::beside(beside, output);
+                    let _done = quiet.store().complete_waitpoint(&id, completion).await?;
+                }
+            }
+            let found = quiet.store().get_or_create_run_waitpoint(&run.id).await?;
+            assert_eq!(found.made, Made::Before, "{quiet}, {held:?}: there are two");
+            let row = stored(&quiet, quiet.residency(), &found.waitpoint.id.parse()?).await?.context("it was made")?;
+            assert_eq!(row.status, WaitpointStatus::Completed, "{quiet}, {held:?}: nobody has completed it");
+            assert_eq!(row.output.as_deref(), Some("{\"done\":true}"), "{quiet}, {held:?}");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn at_most_five_of_the_runs_of_both_databases_are_named() -> Result<()> {
+    let stores = Stores::fresh().await?;
+    for here in [0, 3, CONNECTED_RUNS, 9] {
+        for there in [0, 3, 9] {
+            let waitpoint = WaitpointId::mint();
+            let mut connected = Vec::new();
+            for (side, count) in [(Side::ControlPlane, here), (Side::RunOps, there)] {
+                let home = stores.home(side);
+                for _ in 0..count {
+                    let run = home.create().await?.id;
+                    related::connect(&home, run.as_str(), std::slice::from_ref(&waitpoint)).await?;
+                    connected.push(run);
+                }
+                // One that does not exist takes no place.
+                let nobody = RunId::mint(home.residency());
+                related::connect(&home, nobody.as_str(), std::slice::from_ref(&waitpoint)).await?;
+            }
+            let found = stores.split().find_waitpoint_connected_run_ids(&waitpoint, Read::Primary).await?;
+            assert_eq!(found.len(), connected.len().min(CONNECTED_RUNS), "{here} and {there}: {found:?}");
+            assert!(found.iter().all(|run| connected.contains(run)), "{here} and {there}: {found:?}");
+            let distinct: std::collections::HashSet<_> = found.iter().collect();
+            assert_eq!(distinct.len(), found.len(), "{here} and {there}: {found:?}");
+            let found = stores.single().find_waitpoint_connected_run_ids(&waitpoint, Read::Primary).await?;
+            assert_eq!(found.len(), here.min(CONNECTED_RUNS), "{here}, single: {found:?}");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn many_waitpoints_are_changed_by_what_they_have_in_common() -> Result<()> {
+    let stores = Stores::fresh().await?;
+    for home in stores.homes() {
+        let store = home.store();
+        let places = store.residencies();
+        let tags = |text: &str| WaitpointUpdate { tags: Some(vec![text.to_owned()]), ..WaitpointUpdate::default() };
+        let is_tagged = async |id: &WaitpointId, text: &str| -> Result<bool> {
+            let row = store.find_waitpoint_on_primary(id, None).await?.context("it is there")?;
+            Ok(row.tags == [text.to_owned()])
+        };
+        // One in each database, one of another environment beside it, and those of a run and of a batch.
+        let mut mine = Vec::new();
+        let mut others = Vec::new();
+        for &place in places {
+            mine.push(create_token(&home, place).await?);
+            let other = NewWaitpoint { environment: tests::runs::environment().id, ..token_in(&home, place) };
+            others.push(other.id.clone());
+            let _made = made(store.create_waitpoint(other).await?)?;
+        }
+        let (run, batch) = (home.create().await?.id, home.insert_batch().await?);
+        let mut owned = Vec::new();
+        for kind in [WaitpointKind::Run(run), WaitpointKind::Batch(batch)] {
+            let new = NewWaitpoint { kind, ..token_in(&home, home.residency()) };
+            owned.push(new.id.clone());
+            let _made = made(store.create_waitpoint(new).await?)?;
+        }
+
+        let named = WaitpointSelection {
+            ids: Some([&mine[..], &mine[..], &[WaitpointId::mint()]].concat()),
+            ..WaitpointSelection::default()
+        };
+        assert_eq!(store.update_many_waitpoints(&named, tags("named")).await?, mine.len() as u64, "{home}: by id");
+        for id in &mine {
+            assert!(is_tagged(id, "named").await?, "{home}");
+        }
+        let done = store.complete_waitpoint(&mine[0], completion("x")).await?;
+        assert_eq!(done.first, Made::Now, "{home}");
+        let pending = WaitpointSelection { status: Some(WaitpointStatus::Pending), ..named };
+        let changed = store.update_many_waitpoints(&pending, tags("pending")).await?;
+        assert_eq!(changed, mine.len() as u64 - 1, "{home}: those that are complete are left");
+        assert!(is_tagged(&mine[0], "named").await?, "{home}");
+
+        let environment = Some(home.environment().id.clone());
+        let all = WaitpointSelection { environment, ..WaitpointSelection::default() };
+        let changed = store.update_many_waitpoints(&all, tags("all")).await?;
+        assert_eq!(changed, (mine.len() + owned.len()) as u64, "{home}: by environment, in every database");
+        for id in &others {
+            assert!(!is_tagged(id, "all").await?, "{home}: one of another environment was changed");
+        }
+        let selections = [
+            WaitpointSelection { completed_by_run: Some(run), ..WaitpointSelection::default() },
+            WaitpointSelection { completed_by_batch: Some(batch), ..WaitpointSelection::default() },
+        ];
+        for (selection, id) in selections.iter().zip(&owned) {
+            assert_eq!(store.update_many_waitpoints(selection, tags("owned")).await?, 1, "{home}: {selection:?}");
+            assert!(is_tagged(id, "owned").await?, "{home}: {selection:?}");
+        }
+        let until = WaitpointUpdate { due: Some(store::Due::At(moment(9))), ..WaitpointUpdate::default() };
+        assert_eq!(store.update_many_waitpoints(&selections[0], until).await?, 1, "{home}");
+        let row = store.find_waitpoint_on_primary(&owned[0], None).await?.context("it is there")?;
+        assert_eq!(row.completed_after.map(|at| at.to_utc()), Some(moment(9)), "{home}");
+        assert_eq!(row.tags, ["owned"], "{home}: what is not said stays");
+    }
     Ok(())
 }
