@@ -99,8 +99,10 @@ pub trait Waiting: Waitpoints {
     /// blocks the run on it.
     ///
     /// A waitpoint that is there does not prove that the run is blocked: whoever made it may have died. So the run is
-    /// blocked in either case, which changes nothing if it is blocked already.
+    /// blocked in either case, which changes nothing if it is blocked already. Nor does a pending waitpoint prove that the
+    /// batch goes on: it may have ended before the waitpoint was made.
     /// Statements: one, and those of [`block_run`](Waiting::block_run).
+    /// Effects: those of [`block_run`](Waiting::block_run), and a look at the batch if its waitpoint is pending.
     /// Errors: those of [`block_run`](Waiting::block_run) and [`upsert_waitpoint`](Waitpoints::upsert_waitpoint):
     /// `NotFound` if there is no such batch, `CrossStoreReference` if it belongs to another database than the run.
     async fn block_run_with_created_batch(&self, run: &RunId, input: BlockRunWithBatch) -> Result<BlockedByBatch> {
@@ -119,7 +121,12 @@ pub trait Waiting: Waitpoints {
         let upserted = self.upsert_waitpoint(new).await.map_err(named)?;
         let waitpoint = WaitpointId::stored(&upserted.waitpoint.id);
         let block = BlockRun { batch: Some(batch), ..BlockRun::by(vec![waitpoint.clone()], project) };
-        let blocked = self.block_run(run, block, snapshot).await.map_err(named)?;
+        let mut blocked = self.block_run(run, block, snapshot).await.map_err(named)?;
+        if !blocked.pending.is_empty() {
+            // If it is over, nobody else is going to look.
+            blocked.transition.effects.push(Effect::TryCompleteBatch { batch });
+            in_order(&mut blocked.transition.effects);
+        }
         Ok(BlockedByBatch { waitpoint, made: upserted.made, blocked })
     }
 
