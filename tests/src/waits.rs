@@ -83,6 +83,19 @@ pub async fn carry_out(
     effects: Vec<Effect>,
     resume: &ResumeRun,
 ) -> Result<Vec<Effect>, StoreError> {
+    carry_out_and_tell(store, effects, resume, |_| ()).await
+}
+
+/// As [`carry_out`]; tells which runs it takes on to continue, each before it does.
+///
+/// # Errors
+/// As [`carry_out`].
+pub async fn carry_out_and_tell(
+    store: &dyn RunStore,
+    effects: Vec<Effect>,
+    resume: &ResumeRun,
+    mut takes_on: impl FnMut(RunId) + Send,
+) -> Result<Vec<Effect>, StoreError> {
     let mut asked = VecDeque::from(effects);
     let mut for_others = Vec::new();
     while let Some(effect) = asked.pop_front() {
@@ -97,10 +110,13 @@ pub async fn carry_out(
                 let waiting = edges.iter().filter_map(|edge| edge.task_run_id.parse().ok());
                 asked.extend(waiting.map(|run| Effect::ContinueRun { run }));
             }
-            Effect::ContinueRun { run } => match store.resume_unblocked_run(&run, resume.clone()).await? {
-                ResumeOutcome::Resumed(done) | ResumeOutcome::Requeued(done) => asked.extend(done.effects),
-                ResumeOutcome::StillBlocked { .. } | ResumeOutcome::Skipped(_) => {}
-            },
+            Effect::ContinueRun { run } => {
+                takes_on(run);
+                match store.resume_unblocked_run(&run, resume.clone()).await? {
+                    ResumeOutcome::Resumed(done) | ResumeOutcome::Requeued(done) => asked.extend(done.effects),
+                    ResumeOutcome::StillBlocked { .. } | ResumeOutcome::Skipped(_) => {}
+                }
+            }
             Effect::TryCompleteBatch { batch } => match store.complete_batch_if_done(&batch).await? {
                 BatchCompletion::Completed(ended) | BatchCompletion::AlreadyDone(ended) => asked.extend(ended.effects),
                 BatchCompletion::NotFound | BatchCompletion::StillCreating | BatchCompletion::MembersRunning(_) => {}

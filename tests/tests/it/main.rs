@@ -6,6 +6,7 @@ mod checkpoints;
 mod claims;
 mod commands;
 mod constraints;
+mod crashes;
 mod creates;
 mod demo;
 mod edges;

@@ -220,7 +220,7 @@ async fn a_caller_that_waited_for_another_decides_by_what_that_one_left() -> Res
 }
 
 /// Sets how many connections a store has, and how it carries out transitions.
-fn connections_in(mode: Mode, count: u32) -> impl Fn(&mut Config) {
+pub(crate) fn connections_in(mode: Mode, count: u32) -> impl Fn(&mut Config) {
     move |config| {
         connections(count)(config);
         mode.configure(config);
@@ -511,7 +511,7 @@ impl Left {
 
 /// Checks that a store with two connections has both of them to work with, that what it writes over them is committed,
 /// and that no transaction is left open.
-async fn check_in_order(wired: &Wired<'_>, home: &Home<'_>) -> Result<()> {
+pub(crate) async fn check_in_order(wired: &Wired<'_>, home: &Home<'_>) -> Result<()> {
     let gate = wired.proxy(home.side()).hold(|sql| sql.starts_with("WITH"));
     let watch = async {
         let both = gate.held(2).await;
@@ -571,7 +571,7 @@ async fn leave_at_each_statement(stores: &WiredStores<'_>, mode: Mode) -> Result
 
 /// Polls `operation` as often as it asks for it, but at most `polls` times, and drops it then: at once, or only when it
 /// asks for the next.
-async fn poll_at_most<F: Future>(operation: F, polls: usize, at_once: bool) -> Option<F::Output> {
+pub(crate) async fn poll_at_most<F: Future>(operation: F, polls: usize, at_once: bool) -> Option<F::Output> {
     let mut operation = pin!(operation);
     let mut polls = polls;
     poll_fn(|context| {
