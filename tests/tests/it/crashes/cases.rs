@@ -233,14 +233,19 @@ fn tables(side: Side) -> Vec<(&'static str, &'static str)> {
     ]
 }
 
-/// Leaves of every moment only that there is one.
+/// Leaves of every moment, and of every id that a database has made, only that there is one.
 fn without_moments(value: Json) -> Json {
     match value {
         Json::String(text) if DateTime::parse_from_rfc3339(&text).is_ok() => "<moment>".into(),
+        Json::String(text) if is_uuid(&text) => "<id>".into(),
         Json::Array(values) => values.into_iter().map(without_moments).collect(),
         Json::Object(fields) => fields.into_iter().map(|(name, value)| (name, without_moments(value))).collect(),
         other => other,
     }
+}
+
+fn is_uuid(text: &str) -> bool {
+    text.len() == 36 && text.split('-').map(str::len).eq([8, 4, 4, 4, 12])
 }
 
 /// Puts names in the place of ids, and the same sign in the place of all that have none.
