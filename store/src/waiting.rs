@@ -108,9 +108,10 @@ pub trait Waiting: Waitpoints {
     /// blocks the run on it.
     ///
     /// A waitpoint that is there does not prove that the run is blocked: whoever made it may have died. So the run is
-    /// blocked in either case, which changes nothing if it is blocked already.
-    /// Statements: one, and those of [`block_run`](Waiting::block_run). Effects: those too, and to look whether the batch is
-    /// over, for it may have been before its waitpoint was there.
+    /// blocked in either case, which changes nothing if it is blocked already. Nor does a pending waitpoint prove that the
+    /// batch goes on: it may have ended before the waitpoint was made.
+    /// Statements: one, and those of [`block_run`](Waiting::block_run).
+    /// Effects: those of [`block_run`](Waiting::block_run), and a look at the batch if its waitpoint is pending.
     /// Errors: those of [`block_run`](Waiting::block_run) and [`upsert_waitpoint`](Waitpoints::upsert_waitpoint):
     /// `NotFound` if there is no such batch, `CrossStoreReference` if it belongs to another database than the run.
     async fn block_run_with_created_batch(&self, run: &RunId, input: BlockRunWithBatch) -> Result<BlockedByBatch> {

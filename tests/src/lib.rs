@@ -34,6 +34,7 @@ pub mod databases;
 pub mod demo;
 pub mod mode;
 pub mod moves;
+pub mod protocol;
 pub mod proxy;
 pub mod related;
 pub mod runs;

@@ -53,6 +53,8 @@ struct Shared {
     refusing: AtomicBool,
     cuts: Mutex<Vec<Arc<CutState>>>,
     gates: Mutex<Vec<Arc<GateState>>>,
+    /// Gates for replies.
+    reply_gates: Mutex<Vec<Arc<GateState>>>,
     /// Every new value cuts the connections that are open.
     generation: watch::Sender<u64>,
 }
@@ -80,6 +82,7 @@ impl Proxy {
             refusing: AtomicBool::new(false),
             cuts: Mutex::default(),
             gates: Mutex::default(),
+            reply_gates: Mutex::default(),
             generation: watch::Sender::new(0),
         });
         let serving = Arc::clone(&shared);
@@ -140,12 +143,19 @@ impl Proxy {
     /// Holds every statement that `matches` until the gate is released or dropped.
     #[must_use = "a gate that is dropped is open"]
     pub fn hold(&self, matches: impl Fn(&str) -> bool + Send + Sync + 'static) -> Gate {
-        let state = Arc::new(GateState {
-            matches: Box::new(matches),
-            held: watch::Sender::new(0),
-            open: watch::Sender::new(false),
-        });
-        lock(&self.shared.gates).push(Arc::clone(&state));
+        self.gate(&self.shared.gates, Box::new(matches))
+    }
+
+    /// Holds the reply to every statement that `matches`, once the server has executed it, until the gate is released or
+    /// dropped.
+    #[must_use = "a gate that is dropped is open"]
+    pub fn hold_reply(&self, matches: impl Fn(&str) -> bool + Send + Sync + 'static) -> Gate {
+        self.gate(&self.shared.reply_gates, Box::new(matches))
+    }
+
+    fn gate(&self, gates: &Mutex<Vec<Arc<GateState>>>, matches: Matches) -> Gate {
+        let state = Arc::new(GateState { matches, held: watch::Sender::new(0), open: watch::Sender::new(false) });
+        lock(gates).push(Arc::clone(&state));
         Gate { state, shared: Arc::clone(&self.shared) }
     }
 }
@@ -324,7 +334,9 @@ impl Gate {
     /// Lets go what stands at the gate, and all that comes.
     pub fn release(&self) {
         self.state.open.send_replace(true);
-        lock(&self.shared.gates).retain(|gate| !Arc::ptr_eq(gate, &self.state));
+        for gates in [&self.shared.gates, &self.shared.reply_gates] {
+            lock(gates).retain(|gate| !Arc::ptr_eq(gate, &self.state));
+        }
     }
 }
 
@@ -431,7 +443,11 @@ async fn serve(client: TcpStream, shared: &Shared) -> std::io::Result<()> {
     }
     lock(&shared.recording.log).connections += 1;
 
-    let connection = Connection { synced: AtomicU64::new(0), answers_to_pass: AtomicU64::new(u64::MAX) };
+    let connection = Connection {
+        synced: AtomicU64::new(0),
+        answers_to_pass: AtomicU64::new(u64::MAX),
+        held_reply: Mutex::default(),
+    };
     tokio::select! {
         ended = forward_requests(&mut from_client, BufWriter::new(to_server), &connection, shared) => ended,
         ended = forward_answers(BufReader::new(from_server), to_client, &connection) => ended,
@@ -449,6 +465,8 @@ struct Connection {
     /// How many "ready for query" the client is still to see; what follows the last of them is withheld, and the next
     /// one ends the connection.
     answers_to_pass: AtomicU64,
+    /// The gate at which the next reply stands, and how many "ready for query" come before that reply.
+    held_reply: Mutex<Option<(u64, Arc<GateState>)>>,
 }
 
 async fn forward_requests(
@@ -504,6 +522,12 @@ async fn forward_requests(
                 }
                 None => {}
             }
+            let gate = lock(&shared.reply_gates).iter().find(|gate| (gate.matches)(&sql)).cloned();
+            if let Some(gate) = gate {
+                // As above.
+                let passed = 1 + connection.synced.load(Ordering::SeqCst);
+                *lock(&connection.held_reply) = Some((passed, gate));
+            }
             lock(&shared.recording.log).statements.push(sql);
         }
         if matches!(kind, b'Q' | b'S') {
@@ -546,8 +570,23 @@ async fn forward_answers(
     connection: &Connection,
 ) -> std::io::Result<()> {
     let mut answered = 0;
+    let mut kept = Vec::new();
     loop {
         let Some(message) = message(&mut from_server).await? else { return Ok(()) };
+        let gate = lock(&connection.held_reply).as_ref().filter(|held| answered >= held.0).map(|held| held.1.clone());
+        if let Some(gate) = gate {
+            kept.extend_from_slice(&message);
+            if message[0] == b'Z' {
+                to_client.flush().await?;
+                gate.pass().await;
+                *lock(&connection.held_reply) = None;
+                to_client.write_all(&kept).await?;
+                to_client.flush().await?;
+                kept.clear();
+                answered += 1;
+            }
+            continue;
+        }
         let withheld = answered >= connection.answers_to_pass.load(Ordering::SeqCst);
         if message[0] == b'Z' {
             if withheld {

@@ -192,6 +192,12 @@ impl<'a> Home<'a> {
         Home { side, ..self.clone() }
     }
 
+    /// The same store and database, with an environment that no other home has.
+    #[must_use]
+    pub fn elsewhere(&self) -> Home<'a> {
+        Home { environment: environment(), ..self.clone() }
+    }
+
     /// The store.
     pub fn store(&self) -> &Arc<dyn RunStore> {
         &self.store

@@ -1,9 +1,12 @@
 //! Waitpoints, and runs that wait for them.
 
+use std::collections::VecDeque;
+
 use anyhow::{Result, bail};
 use store::{
-    BlockRun, CompleteWaitpoint, CompletionContext, CompletionRoute, CreateWaitpointOutcome, Effect, NewWaitpoint,
-    Placement, Residency, RunId, UpsertedWaitpoint, Waitpoint, WaitpointId, WaitpointKind, WaitpointOutput,
+    BatchCompletion, BlockRun, CompleteWaitpoint, CompletionContext, CompletionRoute, CreateWaitpointOutcome,
+    EdgeFilter, Effect, NewWaitpoint, Placement, Read, Residency, ResumeOutcome, ResumeRun, RunId, RunStore,
+    StoreError, UpsertedWaitpoint, Waitpoint, WaitpointId, WaitpointKind, WaitpointOutput,
 };
 
 use crate::runs::{Home, side_of};
@@ -66,6 +69,61 @@ pub fn continued(effects: &[Effect]) -> Vec<RunId> {
         _ => None,
     });
     continued.collect()
+}
+
+/// Carries out what effects ask of the store, and what comes of that, until nothing more is asked: waitpoints are
+/// completed, batches ended, those who wait are woken, with `resume`. Returns what is for others: queue, workers,
+/// listeners.
+///
+/// # Errors
+/// If the store refuses a step. What it asks for is to be carried out again then.
+pub async fn carry_out(
+    store: &dyn RunStore,
+    effects: Vec<Effect>,
+    resume: &ResumeRun,
+) -> Result<Vec<Effect>, StoreError> {
+    carry_out_and_tell(store, effects, resume, |_| ()).await
+}
+
+/// As [`carry_out`]; tells which runs it takes on to continue, each before it does.
+///
+/// # Errors
+/// As [`carry_out`].
+pub async fn carry_out_and_tell(
+    store: &dyn RunStore,
+    effects: Vec<Effect>,
+    resume: &ResumeRun,
+    mut takes_on: impl FnMut(RunId) + Send,
+) -> Result<Vec<Effect>, StoreError> {
+    let mut asked = VecDeque::from(effects);
+    let mut for_others = Vec::new();
+    while let Some(effect) = asked.pop_front() {
+        match effect {
+            Effect::CompleteWaitpoint { id, beside, output } => {
+                let done = store.complete_waitpoint(&id, CompleteWaitpoint::beside(beside, output)).await?;
+                asked.extend(done.effects);
+            }
+            Effect::WakeWaiters { waitpoint } => {
+                let filter = EdgeFilter { waitpoint: Some(waitpoint), ..EdgeFilter::default() };
+                let edges = store.find_many_task_run_waitpoints(&filter, None, Read::Primary).await?;
+                let waiting = edges.iter().filter_map(|edge| edge.task_run_id.parse().ok());
+                asked.extend(waiting.map(|run| Effect::ContinueRun { run }));
+            }
+            Effect::ContinueRun { run } => {
+                takes_on(run);
+                match store.resume_unblocked_run(&run, resume.clone()).await? {
+                    ResumeOutcome::Resumed(done) | ResumeOutcome::Requeued(done) => asked.extend(done.effects),
+                    ResumeOutcome::StillBlocked { .. } | ResumeOutcome::Skipped(_) => {}
+                }
+            }
+            Effect::TryCompleteBatch { batch } => match store.complete_batch_if_done(&batch).await? {
+                BatchCompletion::Completed(ended) | BatchCompletion::AlreadyDone(ended) => asked.extend(ended.effects),
+                BatchCompletion::NotFound | BatchCompletion::StillCreating | BatchCompletion::MembersRunning(_) => {}
+            },
+            other => for_others.push(other),
+        }
+    }
+    Ok(for_others)
 }
 
 /// Writes a copy of a waitpoint into the other database by SQL, in `status`. The store never does.

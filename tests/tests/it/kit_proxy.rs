@@ -233,3 +233,20 @@ async fn a_proxy_needs_an_address_it_can_reach() {
         assert!(error.to_string().starts_with("a proxy needs"), "{error}");
     }
 }
+
+#[tokio::test]
+async fn a_held_reply_is_that_of_a_statement_that_was_executed() -> Result<()> {
+    let Setup { databases, proxy, through } = setup().await?;
+    let gate = proxy.hold_reply(|sql| sql.starts_with("INSERT"));
+    let insert = tokio::spawn(async move {
+        let done = through.execute_raw(query("INSERT INTO t VALUES ($1)", 1)).await?;
+        let read = through.query_all_raw(query("SELECT n FROM t WHERE n = $1", 1)).await?;
+        anyhow::Ok((done.rows_affected(), read.len()))
+    });
+    gate.held(1).await?;
+    assert_eq!(databases.count(Side::RunOps, "t").await?, 1, "it is executed");
+    assert!(!insert.is_finished(), "its reply has passed the gate");
+    gate.release();
+    assert_eq!(insert.await??, (1, 1), "the replies come one after the other");
+    Ok(())
+}

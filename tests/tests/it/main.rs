@@ -7,6 +7,7 @@ mod checkpoints;
 mod claims;
 mod commands;
 mod constraints;
+mod crashes;
 mod creates;
 mod demo;
 mod edges;

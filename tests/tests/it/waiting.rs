@@ -234,6 +234,35 @@ async fn a_batch_of_an_earlier_wait_does_not_cling_to_a_later_one() -> Result<()
 }
 
 #[tokio::test]
+async fn a_run_that_comes_to_wait_for_a_batch_that_is_over_goes_on() -> Result<()> {
+    use store::{BatchCompletion, BatchId, NewBatch};
+
+    let stores = Stores::fresh().await?;
+    for home in stores.homes() {
+        let environment = home.environment().id.clone();
+        let batch = NewBatch::new(BatchId::mint(home.residency()), environment.clone(), 0);
+        let id = batch.id;
+        let _made = home.store().create_batch_task_run(batch).await?;
+        let done = home.store().complete_batch_if_done(&id).await?;
+        assert!(matches!(done, BatchCompletion::Completed(_)), "{home}: {done:?}");
+
+        let run = home.create_executing().await?;
+        let input = BlockRunWithBatch {
+            batch: id,
+            waitpoint: WaitpointId::mint(),
+            environment,
+            project: home.environment().project.clone(),
+            snapshot: SnapshotDetails::default(),
+        };
+        let blocked = home.store().block_run_with_created_batch(&run.id, input).await?.blocked;
+        assert!(blocked.transition.effects.contains(&Effect::TryCompleteBatch { batch: id }), "{home}: nobody looks");
+        tests::waits::carry_out(home.store().as_ref(), blocked.transition.effects, &ResumeRun::default()).await?;
+        assert_eq!(state_of(&home, &run.id).await?, Executing, "{home}: the run sleeps");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn completed_waitpoints_come_in_the_order_of_the_batch_as_often_as_they_are_in_it() -> Result<()> {
     let stores = Stores::fresh().await?;
     for home in stores.homes() {
@@ -686,32 +715,6 @@ async fn a_completion_that_waited_for_another_returns_what_that_one_stored() -> 
         let done = done?;
         assert_eq!(done.first, Made::Before, "{home}");
         assert_eq!(done.waitpoint.output.as_deref(), Some("rival"), "{home}: the statement still saw it pending");
-    }
-    Ok(())
-}
-
-#[tokio::test]
-async fn callers_that_race_freely_leave_no_run_asleep() -> Result<()> {
-    let stores = Stores::fresh().await?;
-    let rounds = std::env::var("RACE_ROUNDS").ok().map_or(8, |rounds| rounds.parse().expect("a number of rounds"));
-    for home in stores.homes() {
-        for round in 0..rounds {
-            let place = home.store().residencies()[round % home.store().residencies().len()];
-            let (run, token) = with_token(&home, place).await?;
-            let second = create_token(&home, home.residency()).await?;
-            let store = home.store().as_ref();
-            let blocker = async |token: &WaitpointId| {
-                let blocked = block(&home, &run.id, &[token]).await?;
-                carry_out(store, &blocked.transition.effects).await
-            };
-            let completer = async |token: &WaitpointId| {
-                let done = store.complete_waitpoint(token, completion("x")).await?;
-                carry_out(store, &done.effects).await
-            };
-            let (a, b, c, d) = join!(blocker(&token), completer(&token), blocker(&second), completer(&second));
-            a.and(b).and(c).and(d)?;
-            assert_eq!(state_of(&home, &run.id).await?, Executing, "{home}, round {round}: the run sleeps");
-        }
     }
     Ok(())
 }

@@ -3,8 +3,13 @@
 //! Where an order of events matters it is made, by holding statements in a proxy. Beside that, callers race freely for
 //! some rounds; `RACE_ROUNDS=2000 cargo test -p tests --test it -- races::` is the long form.
 
+mod batches;
+mod ends;
+mod fields;
+mod waiting;
+
 use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
@@ -43,6 +48,27 @@ const ALL_AT_REST: &str = "SELECT count(*) = 0 FROM pg_stat_activity
 fn rounds() -> usize {
     let asked_for = std::env::var("RACE_ROUNDS").ok();
     asked_for.map_or(20, |rounds| rounds.parse().expect("RACE_ROUNDS is a number of rounds"))
+}
+
+/// What one of several callers does.
+type Caller<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// Lets callers go off at the same moment, each in a task of its own. Their answers are in the order of the callers.
+async fn at_once<T: Send + 'static>(callers: Vec<Caller<T>>) -> Result<Vec<T>> {
+    let barrier = Arc::new(Barrier::new(callers.len()));
+    let started = callers.into_iter().map(|caller| {
+        let barrier = Arc::clone(&barrier);
+        tokio::spawn(async move {
+            barrier.wait().await;
+            caller.await
+        })
+    });
+    let started: Vec<_> = started.collect();
+    let mut answers = Vec::with_capacity(started.len());
+    for caller in started {
+        answers.push(caller.await?);
+    }
+    Ok(answers)
 }
 
 /// Waits until a condition holds in the database of a home.
@@ -194,7 +220,7 @@ async fn a_caller_that_waited_for_another_decides_by_what_that_one_left() -> Res
 }
 
 /// Sets how many connections a store has, and how it carries out transitions.
-fn connections_in(mode: Mode, count: u32) -> impl Fn(&mut Config) {
+pub(crate) fn connections_in(mode: Mode, count: u32) -> impl Fn(&mut Config) {
     move |config| {
         connections(count)(config);
         mode.configure(config);
@@ -485,7 +511,7 @@ impl Left {
 
 /// Checks that a store with two connections has both of them to work with, that what it writes over them is committed,
 /// and that no transaction is left open.
-async fn check_in_order(wired: &Wired<'_>, home: &Home<'_>) -> Result<()> {
+pub(crate) async fn check_in_order(wired: &Wired<'_>, home: &Home<'_>) -> Result<()> {
     let gate = wired.proxy(home.side()).hold(|sql| sql.starts_with("WITH"));
     let watch = async {
         let both = gate.held(2).await;
@@ -545,7 +571,7 @@ async fn leave_at_each_statement(stores: &WiredStores<'_>, mode: Mode) -> Result
 
 /// Polls `operation` as often as it asks for it, but at most `polls` times, and drops it then: at once, or only when it
 /// asks for the next.
-async fn poll_at_most<F: Future>(operation: F, polls: usize, at_once: bool) -> Option<F::Output> {
+pub(crate) async fn poll_at_most<F: Future>(operation: F, polls: usize, at_once: bool) -> Option<F::Output> {
     let mut operation = pin!(operation);
     let mut polls = polls;
     poll_fn(|context| {
