@@ -9,6 +9,7 @@ mod constraints;
 mod creates;
 mod demo;
 mod edges;
+mod equality;
 mod expiry;
 mod faults;
 mod fields;
