@@ -1,7 +1,7 @@
 //! Runs cargo, and whatever it starts, to its end.
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     os::unix::process::ExitStatusExt,
     process::{Command, ExitCode, ExitStatus},
 };
@@ -10,8 +10,22 @@ use anyhow::Context;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// The cargo that runs us, or the one on the path.
+///
+/// What it has told us about our own package it must not pass on: build scripts of some dependencies run again where those
+/// variables differ, and everything above them is built anew at each change between `cargo xtask …` and plain cargo.
 pub(crate) fn cargo() -> Command {
-    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    for (name, _) in std::env::vars_os().filter(|(name, _)| is_about_our_package(name)) {
+        command.env_remove(name);
+    }
+    command
+}
+
+fn is_about_our_package(variable: &OsStr) -> bool {
+    const PREFIXES: [&str; 3] = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_"];
+    const NAMES: [&str; 3] = ["CARGO_CRATE_NAME", "CARGO_PRIMARY_PACKAGE", "OUT_DIR"];
+    let name = variable.to_string_lossy();
+    PREFIXES.iter().any(|prefix| name.starts_with(prefix)) || NAMES.contains(&name.as_ref())
 }
 
 /// What stands behind the name of our command, as it was typed: `clap` would eat a leading `--`.
@@ -41,6 +55,16 @@ pub(crate) fn exit_code(status: ExitStatus) -> ExitCode {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_cargo_says_about_our_package_is_not_passed_on() {
+        for name in ["CARGO_PKG_NAME", "CARGO_MANIFEST_DIR", "CARGO_BIN_NAME", "OUT_DIR"] {
+            assert!(is_about_our_package(OsStr::new(name)), "{name}");
+        }
+        for name in ["CARGO", "CARGO_HOME", "CARGO_TARGET_DIR", "CARGO_TERM_COLOR", "PATH"] {
+            assert!(!is_about_our_package(OsStr::new(name)), "{name}");
+        }
+    }
 
     #[test]
     fn exit_codes_are_passed_on_and_signals_are_told_as_shells_do() {

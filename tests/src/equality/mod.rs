@@ -55,6 +55,9 @@ use crate::{Databases, Side};
 /// Steps of a sequence, at most.
 pub const STEPS: usize = 50;
 
+/// How long a sequence that fails is shrunk.
+const SHRINK_MILLISECONDS: u32 = 90_000;
+
 /// A clock whose hands the test turns.
 #[derive(Debug)]
 struct Hands(Mutex<DateTime<Utc>>);
@@ -91,6 +94,7 @@ pub struct Arena {
     of_split: Databases,
     clock: Arc<Hands>,
     sequences: AtomicU32,
+    shrinks: u32,
     coverage: Mutex<Coverage>,
 }
 
@@ -125,6 +129,8 @@ impl Arena {
             of_split,
             clock,
             sequences: AtomicU32::new(1),
+            // What is broken on purpose need not be looked for.
+            shrinks: if matches!(subject, Subject::Connected) { 1_000 } else { 0 },
             coverage: Mutex::default(),
         })
     }
@@ -134,7 +140,13 @@ impl Arena {
     /// # Errors
     /// If a sequence tells the stores apart.
     pub fn search(&self, runtime: &tokio::runtime::Runtime, seed: u64, sequences: u32) -> Result<()> {
-        let cases = Cases { cases: sequences, failure_persistence: None, max_shrink_iters: 400, ..Cases::default() };
+        let cases = Cases {
+            cases: sequences,
+            failure_persistence: None,
+            max_shrink_iters: self.shrinks,
+            max_shrink_time: SHRINK_MILLISECONDS,
+            ..Cases::default()
+        };
         let mut bytes = [0; 32];
         bytes[..8].copy_from_slice(&seed.to_le_bytes());
         let random = TestRng::from_seed(cases.rng_algorithm, &bytes);
@@ -211,7 +223,7 @@ impl Arena {
         let touched = world.take_touched();
         let of_split = split.play(world, step, what).await?;
         let of_split = of_split.with_context(|| "the two databases have nothing to do it with, the one has")?;
-        let (run, waitpoint) = (world.runs.len(), world.waitpoints.len());
+        let run = world.runs.len();
         absorb(world, step, what, &of_single, &of_split);
         let names = Which::ALL.map(|which| world.names(which));
         let mut named = |which: usize, answer: &Answer| texts[which].of_answer(&answer.text, &names[which]);
@@ -219,10 +231,7 @@ impl Arena {
         if left != right {
             bail!("{what:?} is answered differently {}", text::difference(&left, &right));
         }
-        let _ = (run, waitpoint);
-
-        let mut coverage = lock(&self.coverage).clone();
-        coverage.count(what, touched);
+        lock(&self.coverage).count(what, touched);
         let is_creation = what.operation().is_some_and(|operation| What::of(operation).is_none());
         let subject = if is_creation {
             (world.runs.len() > run).then_some(run)
@@ -238,14 +247,13 @@ impl Arena {
             {
                 if let Some(operation) = what.operation() {
                     let from = if is_creation { None } else { before.as_ref().map(|before| before.execution_status) };
-                    coverage.moved(operation, from, after.execution_status, world.runs[run].kind);
+                    lock(&self.coverage).moved(operation, from, after.execution_status, world.runs[run].kind);
                 }
                 if after.id == new.as_str() {
                     world.runs[run].snapshots.push(new);
                 }
             }
         }
-        *lock(&self.coverage) = coverage;
         Ok(())
     }
 
