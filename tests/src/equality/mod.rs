@@ -34,13 +34,14 @@ pub mod steps;
 mod text;
 mod world;
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result, bail};
 use chrono::{DateTime, Utc};
 use proptest::test_runner::{Config as Cases, TestCaseError, TestError, TestRng, TestRunner};
 use store::{Clock, Config, ControlPlane, PgRunStore, Residency, RunOps, RunStore};
+use tokio::runtime::Runtime;
 
 pub use coverage::Coverage;
 use fault::{Fault, FaultStore};
@@ -135,11 +136,12 @@ impl Arena {
         })
     }
 
-    /// Draws so many sequences from `seed` and does them. The first that tells the stores apart is shrunk and told.
+    /// Draws so many sequences from `seed` and does them. The first that tells the stores apart is shrunk and told. Once
+    /// `stopped` says so nothing more is done.
     ///
     /// # Errors
     /// If a sequence tells the stores apart.
-    pub fn search(&self, runtime: &tokio::runtime::Runtime, seed: u64, sequences: u32) -> Result<()> {
+    pub fn search(&self, runtime: &Runtime, seed: u64, sequences: u32, stopped: &AtomicBool) -> Result<()> {
         let cases = Cases {
             cases: sequences,
             failure_persistence: None,
@@ -151,6 +153,9 @@ impl Arena {
         bytes[..8].copy_from_slice(&seed.to_le_bytes());
         let random = TestRng::from_seed(cases.rng_algorithm, &bytes);
         let searched = TestRunner::new_with_rng(cases, random).run(&steps::sequence(STEPS), |steps| {
+            if stopped.load(Ordering::Relaxed) {
+                return Ok(());
+            }
             let done = runtime.block_on(self.play(&steps));
             done.map_err(|error| TestCaseError::fail(format!("{error:#}")))
         });

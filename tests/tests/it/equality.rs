@@ -3,6 +3,7 @@
 //! Drawn sequences of steps are done on both; see [`tests::equality`]. The seed is fixed, so that a run of the suite is
 //! repeatable: `EQUALITY_SEED=7` draws others, `EQUALITY_SEQUENCES=5000` more of them.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -23,11 +24,12 @@ fn given(variable: &str) -> Result<Option<u64>> {
     text.map(|text| text.parse().with_context(|| format!("{variable} must be a number"))).transpose()
 }
 
-/// A search of one worker.
-fn search(subject: Subject, seed: u64, sequences: u32) -> Result<Coverage> {
+/// A search of one worker. If it fails the others stop.
+fn search(subject: Subject, seed: u64, sequences: u32, stopped: &AtomicBool) -> Result<Coverage> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let arena = runtime.block_on(Arena::fresh(subject))?;
-    let searched = arena.search(&runtime, seed, sequences);
+    let searched = arena.search(&runtime, seed, sequences, stopped);
+    stopped.fetch_or(searched.is_err(), Ordering::Relaxed);
     let coverage = arena.coverage();
     // The databases go while their runtime is there.
     let _on = runtime.enter();
@@ -40,9 +42,11 @@ fn a_split_answers_and_stores_what_a_single_database_does() -> Result<()> {
     let seed = given("EQUALITY_SEED")?.unwrap_or(1);
     let asked_for = given("EQUALITY_SEQUENCES")?.map(u32::try_from).transpose()?;
     let sequences = asked_for.unwrap_or(SEQUENCES).div_ceil(WORKERS);
+    let stopped = AtomicBool::new(false);
     let coverage = thread::scope(|scope| {
-        let search =
-            |worker| move || search(Subject::Connected, seed * u64::from(WORKERS) + u64::from(worker), sequences);
+        let stopped = &stopped;
+        let seed_of = |worker| seed * u64::from(WORKERS) + u64::from(worker);
+        let search = |worker| move || search(Subject::Connected, seed_of(worker), sequences, stopped);
         let workers: Vec<_> = (0..WORKERS).map(|worker| scope.spawn(search(worker))).collect();
         let mut coverage = Coverage::default();
         for worker in workers {
@@ -61,7 +65,7 @@ fn a_split_answers_and_stores_what_a_single_database_does() -> Result<()> {
 
 /// The search has to find out that something is wrong.
 fn check_caught(fault: Fault) -> Result<()> {
-    match search(Subject::Through(Some(fault)), 1, FAULTY_SEQUENCES) {
+    match search(Subject::Through(Some(fault)), 1, FAULTY_SEQUENCES, &AtomicBool::default()) {
         Ok(_) => Err(anyhow!("{fault:?} was not caught in {FAULTY_SEQUENCES} sequences; widen `equality::steps`")),
         Err(caught) => {
             let told = format!("{caught:#}");
@@ -74,7 +78,7 @@ fn check_caught(fault: Fault) -> Result<()> {
 
 #[test]
 fn a_store_that_only_hands_calls_on_is_equal() -> Result<()> {
-    search(Subject::Through(None), 1, 30).map(|_| ())
+    search(Subject::Through(None), 1, 30, &AtomicBool::default()).map(|_| ())
 }
 
 #[test]
