@@ -32,6 +32,7 @@ pub mod build;
 pub mod catalogue;
 pub mod databases;
 pub mod demo;
+pub mod equality;
 pub mod mode;
 pub mod moves;
 pub mod protocol;

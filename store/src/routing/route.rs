@@ -16,6 +16,19 @@ impl Policy {
     /// Run-ops wins: a row there is never older than a stray copy elsewhere.
     pub const DEFAULT: Policy = Policy { precedence: &[Residency::RunOps, Residency::ControlPlane] };
 
+    /// The copy in `winner` wins.
+    ///
+    /// For tests alone: a store over two databases is built with [`DEFAULT`](Policy::DEFAULT). With the other order it has
+    /// to be found out that it is the wrong one.
+    #[doc(hidden)]
+    #[must_use]
+    pub const fn preferring(winner: Residency) -> Policy {
+        match winner {
+            Residency::RunOps => Policy::DEFAULT,
+            Residency::ControlPlane => Policy { precedence: &[Residency::ControlPlane, Residency::RunOps] },
+        }
+    }
+
     /// The databases, the winning one first.
     #[must_use]
     pub fn precedence(&self) -> &'static [Residency] {

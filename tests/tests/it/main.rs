@@ -11,6 +11,7 @@ mod crashes;
 mod creates;
 mod demo;
 mod edges;
+mod equality;
 mod expiry;
 mod faults;
 mod fields;

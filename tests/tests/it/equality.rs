@@ -1,0 +1,122 @@
+//! A split equals a single database, and every fault of the router is caught by that.
+//!
+//! Drawn sequences of steps are done on both; see [`tests::equality`]. The seed is fixed, so that a run of the suite is
+//! repeatable: `EQUALITY_SEED=7` draws others, `EQUALITY_SEQUENCES=5000` more of them.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use tests::equality::fault::Fault;
+use tests::equality::{Arena, Coverage, Subject};
+
+/// Sequences of the property, if nothing else is asked for.
+const SEQUENCES: u32 = 500;
+
+/// Sequences in which a fault has to show.
+const FAULTY_SEQUENCES: u32 = 200;
+
+/// Sequences that are done at the same time, each on databases of its own.
+const WORKERS: u32 = 4;
+
+fn given(variable: &str) -> Result<Option<u64>> {
+    let text = std::env::var(variable).ok();
+    text.map(|text| text.parse().with_context(|| format!("{variable} must be a number"))).transpose()
+}
+
+/// A search of one worker. If it fails the others stop.
+fn search(subject: Subject, seed: u64, sequences: u32, stopped: &AtomicBool) -> Result<Coverage> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let arena = runtime.block_on(Arena::fresh(subject))?;
+    let searched = arena.search(&runtime, seed, sequences, stopped);
+    stopped.fetch_or(searched.is_err(), Ordering::Relaxed);
+    let coverage = arena.coverage();
+    // The databases go while their runtime is there.
+    let _on = runtime.enter();
+    drop(arena);
+    searched.map(|()| coverage)
+}
+
+#[test]
+fn a_split_answers_and_stores_what_a_single_database_does() -> Result<()> {
+    let seed = given("EQUALITY_SEED")?.unwrap_or(1);
+    let asked_for = given("EQUALITY_SEQUENCES")?.map(u32::try_from).transpose()?;
+    let sequences = asked_for.unwrap_or(SEQUENCES).div_ceil(WORKERS);
+    let stopped = AtomicBool::new(false);
+    let coverage = thread::scope(|scope| {
+        let stopped = &stopped;
+        let seed_of = |worker| seed * u64::from(WORKERS) + u64::from(worker);
+        let search = |worker| move || search(Subject::Connected, seed_of(worker), sequences, stopped);
+        let workers: Vec<_> = (0..WORKERS).map(|worker| scope.spawn(search(worker))).collect();
+        let mut coverage = Coverage::default();
+        for worker in workers {
+            coverage.absorb(&worker.join().map_err(|_| anyhow!("a worker has panicked"))??);
+        }
+        Ok::<_, anyhow::Error>(coverage)
+    })?;
+    println!("EQUALITY_SEED={seed}, {} sequences\n{coverage}", sequences * WORKERS);
+    let missing = coverage.missing();
+    // A short search is not asked for everything.
+    let is_whole = sequences * WORKERS >= SEQUENCES;
+    ensure!(missing.is_empty() || !is_whole, "the sequences have not reached {missing:#?}; widen `equality::steps`");
+    ensure!(coverage.steps() >= 40, "the sequences have done {} kinds of steps", coverage.steps());
+    Ok(())
+}
+
+/// The search has to find out that something is wrong.
+fn check_caught(fault: Fault) -> Result<()> {
+    match search(Subject::Through(Some(fault)), 1, FAULTY_SEQUENCES, &AtomicBool::default()) {
+        Ok(_) => Err(anyhow!("{fault:?} was not caught in {FAULTY_SEQUENCES} sequences; widen `equality::steps`")),
+        Err(caught) => {
+            let told = format!("{caught:#}");
+            println!("{told}");
+            ensure!(told.contains("differ"), "{fault:?} is not told by a difference: {told}");
+            Ok(())
+        }
+    }
+}
+
+#[test]
+fn a_store_that_only_hands_calls_on_is_equal() -> Result<()> {
+    search(Subject::Through(None), 1, 30, &AtomicBool::default()).map(|_| ())
+}
+
+#[test]
+fn a_transition_that_goes_to_the_other_database_is_caught() -> Result<()> {
+    check_caught(Fault::Misrouted("start_attempt"))
+}
+
+#[test]
+fn a_read_that_goes_to_the_other_database_is_caught() -> Result<()> {
+    check_caught(Fault::Misrouted("find_run"))
+}
+
+#[test]
+fn an_edge_that_is_written_in_the_other_database_is_caught() -> Result<()> {
+    check_caught(Fault::Misrouted("block_run_with_waitpoint_edges"))
+}
+
+#[test]
+fn a_lost_link_of_a_completed_waitpoint_is_caught() -> Result<()> {
+    check_caught(Fault::LostLink)
+}
+
+#[test]
+fn swapped_precedence_is_caught() -> Result<()> {
+    check_caught(Fault::SwappedPrecedence)
+}
+
+#[test]
+fn a_dropped_limit_is_caught() -> Result<()> {
+    check_caught(Fault::DroppedLimit)
+}
+
+#[test]
+fn a_completion_that_does_not_look_for_edges_in_the_other_database_is_caught() -> Result<()> {
+    check_caught(Fault::UnseenEdges)
+}
+
+#[test]
+fn nulls_at_the_other_end_are_caught() -> Result<()> {
+    check_caught(Fault::FlippedNulls)
+}
