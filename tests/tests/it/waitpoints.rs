@@ -267,11 +267,10 @@ async fn many_waitpoints_are_changed_by_what_they_have_in_common() -> Result<()>
         }
         let (run, batch) = (home.create().await?.id, home.insert_batch().await?);
         let mut owned = Vec::new();
-        for kind in [WaitpointKind::Run(run), WaitpointKind::Batch(batch)] {
-            let new = NewWaitpoint { kind, ..token_in(&home, home.residency()) };
-            owned.push(new.id.clone());
-            let _made = made(store.create_waitpoint(new).await?)?;
-        }
+        owned.push(store.get_or_create_run_waitpoint(&run).await?.waitpoint.id.parse()?);
+        let new = NewWaitpoint { kind: WaitpointKind::Batch(batch), ..token_in(&home, home.residency()) };
+        owned.push(new.id.clone());
+        let _made = made(store.create_waitpoint(new).await?)?;
 
         let named = WaitpointSelection {
             ids: Some([&mine[..], &mine[..], &[WaitpointId::mint()]].concat()),
