@@ -236,7 +236,8 @@ delegate! {
         fn find_batch_task_run_by_idempotency_key(environment: &EnvironmentId, key: &str, read: Read) -> Option<Batch>;
         fn complete_batch_if_done(batch: &BatchId) -> BatchCompletion;
         fn abort_batch(batch: &BatchId, input: AbortBatch) -> BatchAbort;
-        fn complete_batch_waitpoints(batch: &BatchId, output: WaitpointOutput) -> Vec<WaitpointId>;
+        fn complete_batch_waitpoints(batch: &BatchId, output: WaitpointOutput) -> BatchWaitpoints;
+        fn count_running_members(batch: &BatchId, environment: &EnvironmentId) -> u64;
         fn find_batch_members(batch: BatchKey, environment: &EnvironmentId, read: Read) -> Option<Vec<RunKey>>;
         fn find_run_results(runs: &[RunKey], read: Read) -> Vec<RunResult>;
         fn batch_results(batch: BatchKey, environment: &EnvironmentId, read: Read) -> Option<BatchResults>;
@@ -269,7 +270,11 @@ delegate! {
         fn push_realtime_stream(run: &RunId, stream: &str) -> DateTime<Utc>;
         fn record_bulk_action_membership(run: &RunId, bulk_action: &str) -> DateTime<Utc>;
     }
-    Relations [] {
+    Relations [
+        fn has_replica(&self, residency: Residency) -> bool {
+            self.inner.has_replica(residency)
+        }
+    ] {
         fn related(query: &RelatedQuery, read: Read) -> Vec<RelatedRow>;
     }
     Claims [] {
@@ -290,5 +295,9 @@ delegate! {
         fn find_many_waitpoint_tags(query: &FindWaitpointTags, read: Read) -> Vec<WaitpointTag>;
         fn find_copies(of: &Copies, read: Read) -> Vec<Copied>;
     }
-    Units [] {}
+    Units [
+        async fn begin<'a>(&'a self, run: &RunId) -> Result<Box<dyn RunUnit + 'a>, StoreError> {
+            self.inner.begin(run).await
+        }
+    ] {}
 }

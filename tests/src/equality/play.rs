@@ -1075,10 +1075,6 @@ impl Player<'_> {
                 let run = world.run_of(kind, c)?.ids.of(self.which);
                 (Placement::Beside(Owner::Run(run)), WaitpointKind::Manual { timeout: None })
             }
-            3 if what == What::CreateWaitpoint => {
-                let run = world.run_of(kind, c)?.ids.of(self.which);
-                (Placement::Beside(Owner::Run(run)), WaitpointKind::Run(run))
-            }
             4 => {
                 let (_, batch) = world.batch_of(kind, c)?;
                 let batch = batch.ids.of(self.which);
