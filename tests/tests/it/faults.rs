@@ -524,7 +524,7 @@ fn writes_run(sql: &str) -> bool {
 }
 
 fn reads_waitpoints(sql: &str) -> bool {
-    sql.starts_with("SELECT") && sql.contains(r#"FROM "waitpoint""#)
+    sql.starts_with("SELECT") && sql.contains(r#"FROM "waitpoint""#) && !reads_run(sql)
 }
 
 fn completes(sql: &str) -> bool {

@@ -120,7 +120,7 @@ const LESSONS: &[(u32, &str, Stop)] = &[
     (87, "a dequeue reads whole rows of workers", Elsewhere("resolver")),
     (88, "the newest worker is chosen by its id", Elsewhere("resolver")),
     (89, "batches are paged by id", Test("batches_are_listed_by_age_over_both_databases_and_not_by_id")),
-    (90, "a page that one database can fill leaves out the other", Test("each_database_is_asked_for_the_whole_page_without_skipping")),
+    (90, "a page that one database can fill leaves out the other", Test("a_page_over_both_databases_is_the_page_of_one_database_with_the_same_rows")),
     (91, "merged lists lose order and limit", Test("a_page_over_both_databases_is_the_page_of_one_database_with_the_same_rows")),
     (92, "texts and nulls are ordered otherwise than the databases do", Test("text_is_ordered_bytewise_over_both_databases")),
     (93, "an index is in one database only", Test("what_both_databases_have_is_the_same_in_both")),

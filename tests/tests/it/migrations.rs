@@ -437,7 +437,7 @@ async fn the_foreign_keys_of_the_seam_fall_in_a_migration_of_their_own() -> Resu
 
 /// References that act on a delete and have no index, as specified: their targets are not deleted while there are many
 /// rows that name them. Each further one would make somebody's delete a scan.
-const WITHOUT_INDEX: [&str; 13] = [
+const WITHOUT_INDEX: [&str; 16] = [
     "background_worker.worker_group_id",
     "background_worker_task.queue_id",
     "checkpoint_restore_event.attempt_id",
@@ -446,6 +446,9 @@ const WITHOUT_INDEX: [&str; 13] = [
     "project.organization_id",
     "runtime_environment.org_member_id",
     "task_queue.project_id",
+    "task_run.batch_id",
+    "task_run.parent_task_run_attempt_id",
+    "task_run.root_task_run_id",
     "task_run_execution_snapshot.checkpoint_id",
     "task_run_waitpoint.batch_id",
     "worker_deployment_promotion.deployment_id",

@@ -72,7 +72,8 @@ pub(in crate::postgres) async fn cancel_run<S: Schema>(
                     repeated(id, current, effects, CancelRunOutcome::Requested)
                 }
                 _ => {
-                    let effects = cancelled(id, &current, &run, WaitpointOutput::failure(&error));
+                    let was_delayed = run.delay_until.is_some() && run.started_at.is_none();
+                    let effects = cancelled(id, &current, &run, WaitpointOutput::failure(&error), was_delayed);
                     repeated(id, current, effects, CancelRunOutcome::Canceled)
                 }
             });
@@ -102,7 +103,8 @@ pub(in crate::postgres) async fn cancel_run<S: Schema>(
             (ExecutionStatus::PendingCancel, "Cancellation was asked for", Edges::Stay, effects)
         } else {
             run.completed_at = Some(stamp(completed_at));
-            let effects = cancelled(id, &current, &run, output);
+            let was_delayed = state == Some(ExecutionStatus::Delayed);
+            let effects = cancelled(id, &current, &run, output, was_delayed);
             (ExecutionStatus::Finished, "Run was cancelled", Edges::RemoveAll, effects)
         };
         become_(Next {
@@ -185,11 +187,10 @@ fn asking(id: &RunId, current: &Current) -> Vec<Effect> {
 }
 
 /// The effects of a cancellation that is final.
-fn cancelled(id: &RunId, current: &Current, run: &Run, output: WaitpointOutput) -> Vec<Effect> {
+fn cancelled(id: &RunId, current: &Current, run: &Run, output: WaitpointOutput, was_delayed: bool) -> Vec<Effect> {
     let mut effects = ending(id, current, run, true, output);
     effects.push(Effect::CancelChildren { of: *id });
-    // A job that is not armed any more is withdrawn in vain.
-    if run.delay_until.is_some() && run.started_at.is_none() {
+    if was_delayed {
         effects.push(Effect::Disarm(Job::EnqueueDelayed(*id)));
     }
     effects

@@ -17,7 +17,7 @@ use tests::{Databases, Side};
 
 /// An operation that takes several steps.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Subject {
+pub(super) enum Subject {
     /// A run comes to wait for tokens that are pending, one of them in the other database.
     Block,
     /// A run comes to wait for tokens that are done.
@@ -35,7 +35,7 @@ pub enum Subject {
 }
 
 /// One call to be made.
-pub struct Case {
+pub(super) struct Case {
     pub protocol: Protocol,
     environment: Environment,
     /// The run that the call is about.
@@ -64,7 +64,7 @@ async fn complete(home: &Home<'_>, tokens: &[&WaitpointId]) -> Result<()> {
 
 impl Subject {
     /// Everything as it is before the call. The home must be used for nothing else.
-    pub async fn prepare(self, home: &Home<'_>) -> Result<Case> {
+    pub(super) async fn prepare(self, home: &Home<'_>) -> Result<Case> {
         let places = home.store().residencies();
         let other = places.iter().find(|place| **place != home.residency()).unwrap_or(&places[0]);
         let (near, far) = (create_token(home, home.residency()).await?, create_token(home, *other).await?);
@@ -152,7 +152,7 @@ fn create(home: &Home<'_>) -> Case {
 
 impl Case {
     /// Carries out what a block has asked for: that is a call of its own.
-    pub async fn settle(&self, home: &Home<'_>, for_others: &[String]) -> Result<()> {
+    pub(super) async fn settle(&self, home: &Home<'_>, for_others: &[String]) -> Result<()> {
         let effect = store::Effect::ContinueRun { run: self.run };
         if for_others.contains(&format!("{effect:?}")) {
             carry_out(home.store().as_ref(), vec![effect], &ResumeRun::default()).await?;
@@ -162,7 +162,7 @@ impl Case {
 
     /// All rows that have to do with the call, in both databases, and what is for others, without what differs from call
     /// to call: moments, ids, owners of claims.
-    pub async fn dump(&self, databases: &Databases, for_others: &[String]) -> Result<String> {
+    pub(super) async fn dump(&self, databases: &Databases, for_others: &[String]) -> Result<String> {
         let mut names: HashMap<String, String> =
             self.names.iter().map(|(id, name)| (id.clone(), (*name).to_owned())).collect();
         let environment = &self.environment.id;
