@@ -391,7 +391,7 @@ pub struct Copies {
 #[derive(Clone, Debug)]
 pub(crate) enum CopiesFilter {
     /// Those that match. An id is of one run, so that the filter is for what else must be the same.
-    Runs(RunFilter),
+    Runs(Box<RunFilter>),
     Waitpoints,
     Batches,
     /// Those of an environment: other environments have the same names.

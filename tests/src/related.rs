@@ -11,7 +11,7 @@ use crate::runs::{Home, Seeded};
 /// # Errors
 /// If the database refuses.
 pub async fn completed_waitpoint(home: &Home<'_>, id: &WaitpointId, output: &str) -> Result<()> {
-    completed_waitpoints(home, &[id.clone()], output).await
+    completed_waitpoints(home, std::slice::from_ref(id), output).await
 }
 
 /// Writes completed waitpoints with the same output.

@@ -225,18 +225,17 @@ fn fence(run: &Run) -> InsertStatement {
 /// is read in both cases: if nobody has, an id that is taken is a fault.
 async fn taken<S: Schema>(store: &PgRunStore<S>, error: StoreError, run: &Run) -> Result<CreateRunOutcome> {
     let ErrorKind::UniqueViolation(Some(constraint)) = *error.kind() else { return Err(error) };
-    match constraint {
-        Constraint::UqTaskRunOneTimeUseToken => Ok(CreateRunOutcome::OneTimeTokenUsed),
-        Constraint::UqTaskRunEnvTaskIdemKey => {
-            let winner = keys::holder(error.operation(), store, run).await?;
-            Ok(CreateRunOutcome::IdempotencyKeyTaken { winner })
-        }
-        Constraint::TaskRunPkey | Constraint::UqTaskRunFriendlyId => {
-            match keys::holder(error.operation(), store, run).await? {
-                Some(winner) => Ok(CreateRunOutcome::IdempotencyKeyTaken { winner: Some(winner) }),
-                None => Err(error),
-            }
-        }
-        _ => Err(error),
+    if constraint == Constraint::UqTaskRunOneTimeUseToken {
+        return Ok(CreateRunOutcome::OneTimeTokenUsed);
+    }
+    if constraint == Constraint::UqTaskRunEnvTaskIdemKey {
+        let winner = keys::holder(error.operation(), store, run).await?;
+        return Ok(CreateRunOutcome::IdempotencyKeyTaken { winner });
+    }
+    let is_same_run = constraint == Constraint::TaskRunPkey || constraint == Constraint::UqTaskRunFriendlyId;
+    let winner = if is_same_run { keys::holder(error.operation(), store, run).await? } else { None };
+    match winner {
+        Some(winner) => Ok(CreateRunOutcome::IdempotencyKeyTaken { winner: Some(winner) }),
+        None => Err(error),
     }
 }

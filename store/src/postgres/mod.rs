@@ -111,7 +111,7 @@ impl<S: Schema> PgRunStore<S> {
     async fn commit(
         &self,
         operation: &'static str,
-        statement: &(impl StatementBuilder + Sync),
+        statement: &impl StatementBuilder,
         effects: &mut Vec<Effect>,
     ) -> Result<ExecResult> {
         if self.hook.is_none() {

@@ -65,10 +65,7 @@ where
 
 /// A value of a select list: the server does not tell its type from the column it will go to.
 fn cast<C: ColumnTrait>(column: &C, value: Expr) -> Expr {
-    match column.def().get_column_type() {
-        ColumnType::Array(_) => value.cast_as("text[]"),
-        _ => value,
-    }
+    if matches!(column.def().get_column_type(), ColumnType::Array(_)) { value.cast_as("text[]") } else { value }
 }
 
 /// States which entities are twins of the canonical ones.

@@ -204,7 +204,7 @@ async fn insert_waitpoint<S: Schema>(
 async fn write_rows<S: Schema, M: FromQueryResult + Sync>(
     store: &PgRunStore<S>,
     operation: &'static str,
-    statement: &(impl StatementBuilder + Sync),
+    statement: &impl StatementBuilder,
     effects: impl Fn(&[M]) -> Vec<Effect>,
 ) -> Result<(Vec<M>, Vec<Effect>)> {
     if store.hook.is_none() {

@@ -100,13 +100,13 @@ impl Batches for RoutingRunStore {
                     BatchCompletion::Completed(self.complete_elsewhere(batch, leg, ended, output).await?)
                 }
                 BatchCompletion::AlreadyDone(ended) => {
-                    let output = match ended.status {
-                        BatchStatus::Aborted => aborted(),
-                        _ => WaitpointOutput::success(None),
-                    };
+                    let is_aborted = ended.status == BatchStatus::Aborted;
+                    let output = if is_aborted { aborted() } else { WaitpointOutput::success(None) };
                     BatchCompletion::AlreadyDone(self.complete_elsewhere(batch, leg, ended, output).await?)
                 }
-                other => other,
+                other @ (BatchCompletion::NotFound
+                | BatchCompletion::StillCreating
+                | BatchCompletion::MembersRunning(_)) => other,
             });
         }
         Ok(BatchCompletion::NotFound)

@@ -22,7 +22,7 @@ use crate::residency::{Residency, Routable};
 #[async_trait]
 impl Lists for RoutingRunStore {
     async fn list_runs(&self, list: &ListRuns, read: Read) -> Result<Page<RunSummary>> {
-        let copies = CopiesFilter::Runs(RunFilter::default());
+        let copies = CopiesFilter::Runs(Box::default());
         self.list("list_runs", list, read, <dyn RunStore>::list_runs, copies).await
     }
 

@@ -117,6 +117,6 @@ impl RoutingRunStore {
             let filter = query.filter.narrowed_to(leg.residency);
             ask(leg, FindRuns { filter, order: query.order.clone(), limit, offset: 0 })
         };
-        self.slice(operation, slice, read, &asked, CopiesFilter::Runs(query.filter.clone()), ask).await
+        self.slice(operation, slice, read, &asked, CopiesFilter::Runs(Box::new(query.filter.clone())), ask).await
     }
 }

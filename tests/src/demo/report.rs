@@ -42,6 +42,7 @@ pub struct Report {
 }
 
 impl Report {
+    #[expect(clippy::too_many_arguments, reason = "the parts of one report, put together in one place")]
     pub(super) fn new(
         lives: Lives,
         skipped: Vec<Skipped>,

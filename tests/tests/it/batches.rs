@@ -531,8 +531,8 @@ async fn a_batch_is_complete_when_all_of_its_runs_were_made_and_are_over() -> Re
         };
         let wake = vec![Effect::WakeWaiters { waitpoint: waitpoint.clone() }];
         assert_eq!(ended.status, BatchStatus::Completed, "{home}");
-        assert_eq!(ended.waitpoints, [waitpoint.clone()], "{home}");
-        assert_eq!(ended.completed, [waitpoint.clone()], "{home}");
+        assert_eq!(ended.waitpoints, std::slice::from_ref(&waitpoint), "{home}");
+        assert_eq!(ended.completed, std::slice::from_ref(&waitpoint), "{home}");
         assert_eq!(ended.effects, wake, "{home}");
         home.check_token(&ended.token);
         let batch = find(&home, &id).await?;
@@ -562,7 +562,7 @@ async fn a_batch_is_complete_when_all_of_its_runs_were_made_and_are_over() -> Re
         let BatchCompletion::AlreadyDone(healed) = store.complete_batch_if_done(&id).await? else {
             anyhow::bail!("{home}: the batch is complete");
         };
-        assert_eq!(healed.completed, [waitpoint.clone()], "{home}");
+        assert_eq!(healed.completed, std::slice::from_ref(&waitpoint), "{home}");
     }
     Ok(())
 }
@@ -615,7 +615,7 @@ async fn an_aborted_batch_completes_its_waitpoint_with_the_error() -> Result<()>
         };
         let wake = vec![Effect::WakeWaiters { waitpoint: waitpoint.clone() }];
         assert_eq!((ended.status, &ended.effects), (BatchStatus::Aborted, &wake), "{home}");
-        assert_eq!(ended.completed, [waitpoint.clone()], "{home}");
+        assert_eq!(ended.completed, std::slice::from_ref(&waitpoint), "{home}");
         assert_eq!(find(&home, &id).await?.status, BatchStatus::Aborted, "{home}");
         let row = home.waitpoint(&waitpoint).await?.context("it was written")?;
         assert_eq!(row.status, WaitpointStatus::Completed, "{home}");

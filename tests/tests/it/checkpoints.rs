@@ -62,7 +62,8 @@ async fn a_checkpoint_that_cannot_be_stored_is_refused_alike_everywhere() -> Res
     for home in stores.homes() {
         let store = home.store();
         let run = home.create().await?;
-        let changes: [(&str, fn(&mut NewCheckpoint), InputProblem); 5] = [
+        type Change = (&'static str, fn(&mut NewCheckpoint), InputProblem);
+        let changes: [Change; 5] = [
             ("location", |input| input.location.clear(), InputProblem::Empty),
             ("location", |input| input.location.push('\0'), InputProblem::NulByte),
             ("image_ref", |input| input.image_ref = Some("\0".to_owned()), InputProblem::NulByte),

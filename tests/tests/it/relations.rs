@@ -137,7 +137,7 @@ async fn a_batch_its_items_and_its_errors_are_found_in_every_home() -> Result<()
         let (items, errors, runs) = &found[0];
         assert_eq!(ids(items, |row| &row.id), texts(&[&with, &without]), "{home}");
         assert_eq!(ids(errors, |row| &row.id), [&error], "{home}");
-        assert_eq!(runs, &[family.run.clone()], "{home}");
+        assert_eq!(runs, std::slice::from_ref(&family.run), "{home}");
         assert_eq!(found[1], (Vec::new(), Vec::new(), Vec::new()), "{home}");
 
         let load = (ItemBatch::of::<Batch>(), ItemRun::of::<RunSummary>(), ItemAttempt::of::<Attempt>());

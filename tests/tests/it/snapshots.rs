@@ -99,7 +99,7 @@ async fn waitpoints_come_across_the_seam_and_the_other_database_is_asked_only_fo
         let (home, other) = (wired.home("behind proxies", side), stores.home(side.other()));
         let run = home.create().await?;
         let [here, there, nowhere] = &waitpoint_ids(3)[..] else { bail!("three ids") };
-        link(&home, &run.snapshot, &[here.clone()]).await?;
+        link(&home, &run.snapshot, std::slice::from_ref(here)).await?;
         completed_waitpoint(&home, here, "here").await?;
 
         for side in Side::ALL {
@@ -118,7 +118,7 @@ async fn waitpoints_come_across_the_seam_and_the_other_database_is_asked_only_fo
         let found = current(&home, &run, Read::Primary).await?;
         assert_eq!(places(&found), [(there.as_ref(), Some(0)), (here.as_ref(), Some(2))], "{side}");
         assert_eq!(found.completed_waitpoints[0].waitpoint.output.as_deref(), Some("there"), "{side}");
-        assert_eq!(found.dangling, [nowhere.clone()], "{side}");
+        assert_eq!(found.dangling, std::slice::from_ref(nowhere), "{side}");
         wired.proxy(side).recording().check_statements(2);
         wired.proxy(side.other()).recording().check_statements(1);
     }
@@ -340,7 +340,7 @@ async fn what_happened_since_a_snapshot_is_told_oldest_first_and_only_the_last_h
         let waitpoint = WaitpointId::mint();
         completed_waitpoint(&home, &waitpoint, "done").await?;
         for snapshot in [twin, &middle, &last] {
-            link(&home, snapshot, &[waitpoint.clone()]).await?;
+            link(&home, snapshot, std::slice::from_ref(&waitpoint)).await?;
             order(&home, snapshot, &[waitpoint.clone(), waitpoint.clone()]).await?;
         }
         let checkpoint = home.insert_checkpoint().await?;
@@ -473,7 +473,7 @@ async fn a_known_snapshot_that_the_replica_misses_is_looked_for_twice_and_then_o
         let last = later_snapshot(&home, &run, 1, true).await?;
         let waitpoint = WaitpointId::mint();
         completed_waitpoint(&home, &waitpoint, "done").await?;
-        link(&home, &last, &[waitpoint.clone()]).await?;
+        link(&home, &last, std::slice::from_ref(&waitpoint)).await?;
 
         forget(&pair, wired);
         let newer = since(&home, &run.id, &run.snapshot, Read::Replica).await?;

@@ -20,7 +20,7 @@ async fn count_up(store: &dyn RunStore, run: RunId) -> Result<()> {
     for _ in 0..1_000 {
         let seen = store.get_run(run.into(), Read::Primary).await?;
         let count: i64 = seen.metadata.as_deref().map_or(Ok(0), str::parse)?;
-        let metadata = Some(Payload::json(&(count + 1).to_string()));
+        let metadata = Some(Payload::json((count + 1).to_string()));
         let input = UpdateMetadata { metadata, expected_version: Some(seen.metadata_version) };
         if let UpdateMetadataOutcome::Updated { version, .. } = store.update_metadata(&run, input).await? {
             ensure!(version == seen.metadata_version + 1, "version {} became {version}", seen.metadata_version);
