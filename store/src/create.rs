@@ -270,7 +270,7 @@ pub struct Version {
     pub cli_version: Option<String>,
 }
 
-/// Input of [`Runs::create_run`].
+/// Input of [`Runs::create_run`](crate::Runs::create_run).
 #[derive(Clone, Debug, PartialEq)]
 pub struct CreateRun {
     /// The run.
@@ -323,7 +323,7 @@ pub struct SnapshotDetails {
     pub runner_id: Option<String>,
 }
 
-/// Input of [`Runs::create_cancelled_run`].
+/// Input of [`Runs::create_cancelled_run`](crate::Runs::create_cancelled_run).
 #[derive(Clone, Debug, PartialEq)]
 pub struct CreateCancelledRun {
     /// The run.
@@ -338,7 +338,7 @@ pub struct CreateCancelledRun {
     pub snapshot: SnapshotDetails,
 }
 
-/// Input of [`Runs::create_failed_run`].
+/// Input of [`Runs::create_failed_run`](crate::Runs::create_failed_run).
 #[derive(Clone, Debug, PartialEq)]
 pub struct CreateFailedRun {
     /// The run.
@@ -354,11 +354,11 @@ pub struct CreateFailedRun {
 /// One of the three ways in which a run comes into existence, with its input.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Creation {
-    /// Triggered: see [`Runs::create_run`](crate::Runs::create_run).
+    /// Triggered: see [`Runs::create_run`](crate::Runs::create_run)(crate::Runs::create_run).
     Triggered(Box<CreateRun>),
-    /// Cancelled while it was buffered: see [`Runs::create_cancelled_run`](crate::Runs::create_cancelled_run).
+    /// Cancelled while it was buffered: see [`Runs::create_cancelled_run`](crate::Runs::create_cancelled_run)(crate::Runs::create_cancelled_run).
     Cancelled(Box<CreateCancelledRun>),
-    /// Failed before it could be created: see [`Runs::create_failed_run`](crate::Runs::create_failed_run).
+    /// Failed before it could be created: see [`Runs::create_failed_run`](crate::Runs::create_failed_run)(crate::Runs::create_failed_run).
     Failed(Box<CreateFailedRun>),
 }
 

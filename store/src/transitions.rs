@@ -89,7 +89,7 @@ pub trait Transitions: Send + Sync {
     /// Routing: each id to its database; a database without ids is not asked. Transaction: one for each database and
     /// 1,000 ids, five round trips each, rows locked in the order of their ids. One that fails does not keep the others
     /// from being committed: its runs are listed as failed, and repeating the call for them is harmless.
-    /// Errors: `InvalidInput`, above [`MAX_IDS`] ids too; nothing else fails the call as a whole.
+    /// Errors: `InvalidInput`, above [`MAX_IDS`](crate::MAX_IDS) ids too; nothing else fails the call as a whole.
     async fn expire_runs_batch(&self, runs: &[RunId], input: ExpireRun) -> Result<BatchExpiry>;
 
     /// Goes on with a run whose attempt failed, in the process that has it: usage, perhaps a machine size, `EXECUTING`

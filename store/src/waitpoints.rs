@@ -25,7 +25,7 @@ use crate::residency::{Residency, Routable};
 ///
 /// **Copy.** Reads take a [`Read`]. Whatever decides where a write goes is read on primaries.
 ///
-/// **Errors** common to all: whatever the database reports, as a [`StoreError`](crate::StoreError). Texts with a NUL byte
+/// **Errors** common to all: whatever the database reports, as a [`StoreError`]. Texts with a NUL byte
 /// and keys that are too large for their index are refused with `InvalidInput`.
 #[async_trait]
 pub trait Waitpoints: Edges {
@@ -631,7 +631,7 @@ pub struct CompleteWaitpoint {
 
 impl CompleteWaitpoint {
     /// A completion by the end of the run that the waitpoint lies beside: what
-    /// [`Effect::CompleteWaitpoint`](crate::Effect::CompleteWaitpoint) asks for.
+    /// [`Effect::CompleteWaitpoint`] asks for.
     #[must_use]
     pub fn beside(run: RunId, output: WaitpointOutput) -> Self {
         Self { output, context: CompletionContext { route: CompletionRoute::Run, pin: None, beside: Some(run) } }

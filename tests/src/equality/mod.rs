@@ -2,7 +2,7 @@
 //!
 //! A [sequence of steps](steps) is drawn; it is done on a store over one database and on one over two, by clocks that
 //! show the same time. After each step the answers have to be equal, and at the end what is stored. Ids differ by what a
-//! split is, so both sides are [given names](text) first.
+//! split is, so both sides are given names first.
 //!
 //! # What is left out
 //!
