@@ -1,7 +1,7 @@
 //! The run state machine as data, and what a state change returns.
 //!
 //! A run's state is the `execution_status` of its newest valid snapshot. Which operation may take which state where is
-//! the table [`TRANSITIONS`]; every transition checks it under the lock of the run's row.
+//! the table [`TRANSITIONS`]; every transition checks it on the version of the run that it writes.
 
 use std::fmt;
 

@@ -55,7 +55,7 @@ pub trait Transitions: Send + Sync {
 
     /// Ends a run well: status, output, usage, `FINISHED` snapshot.
     ///
-    /// `usage` is this attempt's and is added to the stored totals under the row's lock, so that no earlier read of
+    /// `usage` is this attempt's and is added to the stored totals in the same version, so that no earlier read of
     /// them can be stale; the duration stops at the largest 32-bit integer.
     /// Effects: acknowledge, complete the run's waitpoint, look at the batch; events.
     /// Errors: `NotFound`, `StaleSnapshot`, `IllegalTransition`.
