@@ -47,6 +47,7 @@ use crate::model::{
 use crate::postgres::within;
 use crate::read::Read;
 use crate::residency::{Residency, Routable, UnclassifiableId};
+use crate::waitpoints::CONNECTED_RUNS;
 
 pub use crate::hydrate::{Of, Targets, With};
 
@@ -430,9 +431,6 @@ pub enum Lives {
     /// In the control plane, which alone has the table or the meaning: a parent that lives elsewhere has no such relation.
     ControlPlane,
 }
-
-/// Greatest number of connected runs that are shown of one waitpoint.
-pub const CONNECTED_RUNS: u32 = 5;
 
 macro_rules! relations {
     ($(

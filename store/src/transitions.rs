@@ -7,7 +7,7 @@ use serde_json::Value as Json;
 use crate::create::{Payload, SnapshotDetails};
 use crate::error::{Result, StoreError};
 use crate::ids::{QueueId, RunId, SnapshotId, WorkerId, WorkerTaskId};
-use crate::lifecycle::{Effect, Transition};
+use crate::lifecycle::{Effect, Transition, in_order};
 use crate::model::{Run, RunStatus, Snapshot};
 use crate::read::Token;
 
@@ -376,9 +376,9 @@ pub enum SkipReason {
 #[derive(Clone, Debug, Default, PartialEq)]
 #[must_use = "the effects have to be carried out"]
 pub struct BatchExpiry {
-    /// The runs that are over now, in the order of their ids within each database.
+    /// The runs that are over now, in the order of their ids.
     pub expired: Vec<ExpiredRun>,
-    /// The runs that were left as they are.
+    /// The runs that were left as they are, in the order of their ids.
     pub skipped: Vec<(RunId, SkipReason)>,
     /// The runs whose fate is not known here: their transaction failed, the others are committed. Repeat the call for them.
     pub failed: Vec<FailedExpiry>,
@@ -389,13 +389,14 @@ pub struct BatchExpiry {
 }
 
 impl BatchExpiry {
-    /// Adds the answer for other runs.
+    /// Adds the answer for other runs, all of which have greater ids.
     pub(crate) fn absorb(&mut self, other: Self) {
         let Self { expired, skipped, failed, effects, token } = other;
         self.expired.extend(expired);
         self.skipped.extend(skipped);
         self.failed.extend(failed);
         self.effects.extend(effects);
+        in_order(&mut self.effects);
         self.token = self.token.join(token);
     }
 }

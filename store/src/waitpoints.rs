@@ -281,8 +281,8 @@ pub trait Waitpoints: Edges {
     /// waitpoint without waking anybody. `None` if it is nowhere.
     async fn apply_completion(&self, id: &WaitpointId, input: CompleteWaitpoint) -> Result<Option<AppliedCompletion>>;
 
-    /// Up to [`CONNECTED_RUNS`] runs that exist and that this waitpoint has held up at some time. Which ones is
-    /// unspecified: it is for display.
+    /// Up to [`CONNECTED_RUNS`] runs that exist and that this waitpoint has held up at some time, by id. If there are more,
+    /// which ones is unspecified: it is for display.
     ///
     /// Routing: every database at the same time. Statements: one for each.
     async fn find_waitpoint_connected_run_ids(&self, waitpoint: &WaitpointId, read: Read) -> Result<Vec<RunId>>;
@@ -297,8 +297,8 @@ pub trait Waitpoints: Edges {
     ) -> Result<Vec<SnapshotId>>;
 }
 
-/// How many runs [`Waitpoints::find_waitpoint_connected_run_ids`] names at most.
-pub const CONNECTED_RUNS: usize = 5;
+/// Greatest number of connected runs that are told of one waitpoint.
+pub const CONNECTED_RUNS: u32 = 5;
 
 /// How often a key is looked for that others keep taking.
 const KEY_TRIES: u32 = 5;

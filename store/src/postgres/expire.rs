@@ -136,13 +136,16 @@ pub(super) async fn expire_runs_batch<S: Schema>(
     ids.dedup();
     let (ids, elsewhere): (Vec<RunId>, Vec<RunId>) = ids.into_iter().partition(|id| id.residency() == S::RESIDENCY);
     let mut expiry = BatchExpiry::default();
-    expiry.skipped.extend(elsewhere.into_iter().map(|id| (id, SkipReason::NotFound)));
     for chunk in ids.chunks(CHUNK) {
         match expire_chunk(store, operation, chunk, &input).await {
             Ok(done) => expiry.absorb(done),
             // The chunks before are committed, and their effects must not be lost.
             Err(error) => expiry.failed.push(FailedExpiry { runs: chunk.to_vec(), error }),
         }
+    }
+    if !elsewhere.is_empty() {
+        expiry.skipped.extend(elsewhere.into_iter().map(|id| (id, SkipReason::NotFound)));
+        expiry.skipped.sort_by_key(|(id, _)| *id);
     }
     Ok(expiry)
 }

@@ -131,7 +131,9 @@ impl<S: Schema> Waitpoints for PgRunStore<S> {
         let operation = "find_waitpoint_connected_run_ids";
         let ids: Vec<String> = ids_of(operation, self, &connected_runs::<S>(waitpoint), read).await?;
         // A run whose id is none was not made by the store, and cannot be reached through it.
-        Ok(ids.iter().filter_map(|id| id.parse().ok()).collect())
+        let mut runs: Vec<RunId> = ids.iter().filter_map(|id| id.parse().ok()).collect();
+        runs.sort_unstable();
+        Ok(runs)
     }
 
     async fn find_waitpoint_completed_snapshot_ids(
@@ -745,7 +747,7 @@ fn connected_runs<S: Schema>(waitpoint: &WaitpointId) -> SelectStatement {
         .expr_as(run(), "id")
         .from_subquery(pairs, "pair")
         .inner_join(S::TaskRun::default(), run().eq(Expr::col(("pair", Pair::OWNER))))
-        .limit(CONNECTED_RUNS as u64)
+        .limit(u64::from(CONNECTED_RUNS))
         .to_owned()
 }
 

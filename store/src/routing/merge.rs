@@ -4,7 +4,6 @@ use std::collections::{HashMap, HashSet};
 
 use crate::find::Order;
 use crate::ids::WaitpointId;
-use crate::lifecycle::in_order;
 use crate::pages::{Copied, Cursor, Page};
 use crate::projection::{Listed, compare};
 use crate::snapshots::{CompletedLinks, Presence};
@@ -113,11 +112,10 @@ impl<R: Listed> Merged<R> {
     }
 }
 
-/// All that was expired, everywhere.
+/// All that was expired, everywhere. Answers come in the order of the ids that they are about.
 pub(super) fn expiries(answers: Vec<BatchExpiry>) -> BatchExpiry {
     let mut sum = BatchExpiry::default();
     answers.into_iter().for_each(|answer| sum.absorb(answer));
-    in_order(&mut sum.effects);
     sum
 }
 

@@ -46,7 +46,10 @@ impl Transitions for RoutingRunStore {
     async fn expire_runs_batch(&self, runs: &[RunId], input: ExpireRun) -> Result<BatchExpiry> {
         let operation = "expire_runs_batch";
         within("runs", runs.len()).map_err(|kind| StoreError::new(operation, None, kind))?;
-        let legs = route::buckets(runs).into_iter().map(|(residency, runs)| {
+        let mut parts = route::buckets(runs);
+        // A KSUID begins with a digit, a capital or `a`, so all of one home sort before all of the other.
+        parts.sort_by_key(|(_, runs)| runs.first().copied());
+        let legs = parts.into_iter().map(|(residency, runs)| {
             let input = input.clone();
             async move { self.owner(residency).expire_runs_batch(&runs, input).await }
         });

@@ -142,11 +142,8 @@ impl Waitpoints for RoutingRunStore {
     async fn find_waitpoint_connected_run_ids(&self, waitpoint: &WaitpointId, read: Read) -> Result<Vec<RunId>> {
         let asked = self.asked(Route::Everywhere);
         let found = asked.map(|leg| leg.store.find_waitpoint_connected_run_ids(waitpoint, read));
-        let mut runs: Vec<RunId> = try_join_all(found).await?.into_iter().flatten().collect();
-        let mut seen = BTreeSet::new();
-        runs.retain(|run| seen.insert(*run));
-        runs.truncate(CONNECTED_RUNS);
-        Ok(runs)
+        let runs: BTreeSet<RunId> = try_join_all(found).await?.into_iter().flatten().collect();
+        Ok(runs.into_iter().take(CONNECTED_RUNS as usize).collect())
     }
 
     async fn find_waitpoint_completed_snapshot_ids(

@@ -80,10 +80,16 @@ impl FaultStore {
 
     async fn runs_listed(&self, list: &ListRuns, read: Read) -> Result<Page<RunSummary>, StoreError> {
         let mut page = self.inner.list_runs(list, read).await?;
-        if self.has(Fault::FlippedNulls) && list.order.iter().any(|order| order.by == OrderKey::StartedAt) {
-            let is_first = |row: &RunSummary| row.started_at.is_none();
-            let nulls_lead = page.rows.first().is_some_and(is_first);
-            page.rows.sort_by_key(|row| row.started_at.is_none() == nulls_lead);
+        if let (true, Some(order)) = (self.has(Fault::FlippedNulls), list.order.first()) {
+            let is_null = |row: &RunSummary| match order.by {
+                OrderKey::StartedAt => row.started_at.is_none(),
+                OrderKey::CompletedAt => row.completed_at.is_none(),
+                OrderKey::DelayUntil => row.delay_until.is_none(),
+                OrderKey::QueueTimestamp => row.queue_timestamp.is_none(),
+                _ => false,
+            };
+            let nulls_lead = page.rows.first().is_some_and(is_null);
+            page.rows.sort_by_key(|row| is_null(row) == nulls_lead);
         }
         Ok(page)
     }

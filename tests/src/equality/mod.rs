@@ -34,6 +34,7 @@ pub mod steps;
 mod text;
 mod world;
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -53,7 +54,7 @@ use crate::runs::{database_config, moment, split_config};
 use crate::runtime::lock;
 use crate::{Databases, Side};
 
-/// Steps of a sequence, at most.
+/// Steps of a sequence.
 pub const STEPS: usize = 50;
 
 /// How long a sequence that fails is shrunk.
@@ -136,8 +137,8 @@ impl Arena {
         })
     }
 
-    /// Draws so many sequences from `seed` and does them. The first that tells the stores apart is shrunk and told. Once
-    /// `stopped` says so nothing more is done.
+    /// Draws so many sequences from `seed` and does them. The first that tells the stores apart is shrunk and told, and
+    /// `stopped` is set. Once it is no other sequence is begun.
     ///
     /// # Errors
     /// If a sequence tells the stores apart.
@@ -152,12 +153,16 @@ impl Arena {
         let mut bytes = [0; 32];
         bytes[..8].copy_from_slice(&seed.to_le_bytes());
         let random = TestRng::from_seed(cases.rng_algorithm, &bytes);
+        let has_failed = Cell::new(false);
         let searched = TestRunner::new_with_rng(cases, random).run(&steps::sequence(STEPS), |steps| {
-            if stopped.load(Ordering::Relaxed) {
+            if stopped.load(Ordering::Relaxed) && !has_failed.get() {
                 return Ok(());
             }
-            let done = runtime.block_on(self.play(&steps));
-            done.map_err(|error| TestCaseError::fail(format!("{error:#}")))
+            runtime.block_on(self.play(&steps)).map_err(|error| {
+                has_failed.set(true);
+                stopped.store(true, Ordering::Relaxed);
+                TestCaseError::fail(format!("{error:#}"))
+            })
         });
         match searched {
             Ok(()) => Ok(()),
@@ -237,6 +242,7 @@ impl Arena {
             bail!("{what:?} is answered differently {}", text::difference(&left, &right));
         }
         lock(&self.coverage).count(what, touched);
+        self.rename_minted(world, players, step, what).await?;
         let is_creation = what.operation().is_some_and(|operation| What::of(operation).is_none());
         let subject = if is_creation {
             (world.runs.len() > run).then_some(run)
@@ -258,6 +264,42 @@ impl Arena {
                     world.runs[run].snapshots.push(new);
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Gives rows whose ids a store has minted the same ids in both, for lists stand in the order of them.
+    async fn rename_minted(&self, world: &mut World, players: &[Player<'_>; 2], step: &Step, what: What) -> Result<()> {
+        let Some(run) = world.run_index(step.a) else { return Ok(()) };
+        match what {
+            What::Block | What::BlockEdges | What::BlockByBatch => {
+                for player in players {
+                    let sql = format!(
+                        "UPDATE task_run_waitpoint SET id = 'e{:04}_' || waitpoint_id
+                         WHERE task_run_id = '{}' AND id NOT LIKE 'e____\\_%'",
+                        world.step,
+                        world.runs[run].ids.of(player.which),
+                    );
+                    player.databases.sql(player.side(world.runs[run].kind), &sql).await?;
+                }
+            }
+            What::RunWaitpoint => {
+                let is_minted = |waitpoint: &WaitpointSlot| waitpoint.ids.single != waitpoint.ids.split;
+                let new = world.new_waitpoint(false);
+                let Some(minted) = world.waitpoints.iter_mut().find(|waitpoint| is_minted(waitpoint)) else {
+                    return Ok(());
+                };
+                for player in players {
+                    let sql = format!(
+                        "UPDATE waitpoint SET id = '{new}', friendly_id = '{}' WHERE id = '{}'",
+                        new.friendly(),
+                        minted.ids.of(player.which),
+                    );
+                    player.databases.sql(player.side(minted.kind), &sql).await?;
+                }
+                minted.ids = Named { single: new.clone(), split: new };
+            }
+            _ => {}
         }
         Ok(())
     }

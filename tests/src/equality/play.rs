@@ -70,6 +70,11 @@ fn directed<K: Copy>(keys: &[K], how: u8) -> Vec<Order<K>> {
     vec![Order { by, direction }]
 }
 
+/// The connected runs of a waitpoint, unless there may be more: which ones of them are named is not said.
+fn told<T>(runs: Vec<T>) -> Option<Vec<T>> {
+    (runs.len() < CONNECTED_RUNS as usize).then_some(runs)
+}
+
 /// Reads a list to its end. Pages may be shorter than asked for, so what counts is the rows.
 async fn all_pages<F: Clone, K: Clone, R: Debug>(
     first: List<F, K>,
@@ -264,12 +269,7 @@ impl Player<'_> {
             What::ExpireMany => {
                 let runs = world.some_runs(a, b % 3);
                 let runs: Vec<RunId> = runs.iter().map(|run| run.ids.of(which)).collect();
-                show(store.expire_runs_batch(&runs, expiry()).await.map(|mut done| {
-                    // In the order of the ids: which database answers first is no matter.
-                    done.expired.sort_by_key(|expired| expired.run);
-                    done.skipped.sort_by_key(|(run, _)| *run);
-                    done
-                }))
+                show(store.expire_runs_batch(&runs, expiry()).await)
             }
             What::RetryInPlace => {
                 let (slot, run) = run!(a);
@@ -526,7 +526,8 @@ impl Player<'_> {
             What::ConnectedRuns => {
                 let waitpoint = pick!(world.waitpoint(a));
                 world.touch_links_of_waitpoint(waitpoint);
-                show(store.find_waitpoint_connected_run_ids(&self.waitpoint(waitpoint), READ).await)
+                let found = store.find_waitpoint_connected_run_ids(&self.waitpoint(waitpoint), READ).await;
+                show(found.map(|runs| (runs.len(), told(runs))))
             }
             What::CompletedSnapshots => {
                 let waitpoint = pick!(world.waitpoint(a));
@@ -986,7 +987,14 @@ impl Player<'_> {
                                 ExecutionSnapshots::of::<Snapshot>().with(CompletedWaitpoints::of::<Waitpoint>()),
                                 READ,
                             )
-                            .await,
+                            .await
+                            .map(|mut of_runs| {
+                                // Those of an expiry have minted ids, whose order is none.
+                                for of_run in &mut of_runs {
+                                    of_run.sort_by_key(|(snapshot, _)| snapshot.created_at);
+                                }
+                                of_runs
+                            }),
                     ),
                 }
             }
@@ -996,7 +1004,10 @@ impl Player<'_> {
                 let ids: Vec<WaitpointId> = ids.iter().map(|index| self.waitpoint(&world.waitpoints[*index])).collect();
                 match c % 3 {
                     0 => show(store.load(&ids, BlockingTaskRuns::of::<Edge>(), READ).await),
-                    1 => show(store.load(&ids, ConnectedRuns::of::<RunSummary>(), READ).await),
+                    1 => show(store.load(&ids, ConnectedRuns::of::<RunSummary>(), READ).await.map(|of_waitpoints| {
+                        let told = |runs: Vec<RunSummary>| (runs.len(), told(runs));
+                        of_waitpoints.into_iter().map(told).collect::<Vec<_>>()
+                    })),
                     _ => show(store.load(&ids, CompletedExecutionSnapshots::of::<Snapshot>(), READ).await),
                 }
             }

@@ -7,13 +7,13 @@ use sea_orm::DerivePartialModel;
 use store::relations::{
     AssociatedWaitpoint, AttemptEnvironment, AttemptQueue, AttemptWorker, AttemptWorkerTask, Attempts,
     BatchBlockedRuns, BatchEnvironment, BatchErrors, BatchItems, BatchRuns, BatchWaitpoints, BlockingTaskRuns,
-    CONNECTED_RUNS, ChildRuns, CompletedExecutionSnapshots, CompletedWaitpoints, ConnectedRuns, ConnectedWaitpoints,
-    EdgeRun, EdgeWaitpoint, ExecutionSnapshots, ItemAttempt, ItemBatch, ItemRun, ParentRun, RootRun, RunBatch, Shape,
+    ChildRuns, CompletedExecutionSnapshots, CompletedWaitpoints, ConnectedRuns, ConnectedWaitpoints, EdgeRun,
+    EdgeWaitpoint, ExecutionSnapshots, ItemAttempt, ItemBatch, ItemRun, ParentRun, RootRun, RunBatch, Shape,
     SnapshotCheckpoint,
 };
 use store::{
-    Attempt, Batch, BatchError, BatchId, BatchItem, Checkpoint, Config, CreateRun, Edge, EdgeId, ErrorKind,
-    InputProblem, LoadRelations, MAX_IDS, NewRun, Parent, Read, Reference, Run, RunId, RunSummary, Snapshot,
+    Attempt, Batch, BatchError, BatchId, BatchItem, CONNECTED_RUNS, Checkpoint, Config, CreateRun, Edge, EdgeId,
+    ErrorKind, InputProblem, LoadRelations, MAX_IDS, NewRun, Parent, Read, Reference, Run, RunId, RunSummary, Snapshot,
     SnapshotId, Waitpoint, WaitpointId, WaitpointSummary,
 };
 use tests::related::{
