@@ -1214,15 +1214,20 @@ fn batch_update(world: &World, step: &Step) -> BatchUpdate {
     }
 }
 
-/// States that a caller can write, with the status that belongs to them.
-const STATES: [(ExecutionStatus, RunStatus); 8] = [
+/// States that a caller can write, with the status that belongs to them. That of a delayed run of the old engine, which no
+/// other step leads to, stands here more than once.
+const STATES: [(ExecutionStatus, RunStatus); 12] = [
+    (ExecutionStatus::ExecutingWithWaitpoints, RunStatus::Executing),
     (ExecutionStatus::QueuedExecuting, RunStatus::Executing),
     (ExecutionStatus::Executing, RunStatus::Executing),
     (ExecutionStatus::Queued, RunStatus::Pending),
     (ExecutionStatus::Suspended, RunStatus::WaitingToResume),
     (ExecutionStatus::PendingExecuting, RunStatus::Dequeued),
     (ExecutionStatus::RunCreated, RunStatus::PendingVersion),
-    (ExecutionStatus::QueuedExecuting, RunStatus::Executing),
+    (ExecutionStatus::RunCreated, RunStatus::Delayed),
+    (ExecutionStatus::RunCreated, RunStatus::Delayed),
+    (ExecutionStatus::RunCreated, RunStatus::Delayed),
+    (ExecutionStatus::RunCreated, RunStatus::Delayed),
     (ExecutionStatus::Delayed, RunStatus::Delayed),
 ];
 

@@ -59,7 +59,7 @@ steps! {
     /// `create_failed_run`.
     CreateFailed 4,
     /// Whatever is legal in the state of a run: resolved to one of the transitions below.
-    Advance 200,
+    Advance 320,
     /// `lock_run_to_worker`.
     Lock 10,
     /// `start_attempt`.
@@ -69,7 +69,7 @@ steps! {
     /// `fail_run_permanently`.
     Fail 5,
     /// `cancel_run`.
-    Cancel 6,
+    Cancel 12,
     /// `expire_run`.
     Expire 5,
     /// `expire_runs_batch`.
@@ -89,11 +89,11 @@ steps! {
     /// `resume_from_checkpoint`.
     ResumeFromCheckpoint 5,
     /// `reschedule_run`.
-    Reschedule 5,
+    Reschedule 8,
     /// `rewrite_debounced_run`.
-    Rewrite 5,
+    Rewrite 14,
     /// `enqueue_delayed_run`.
-    EnqueueDelayed 5,
+    EnqueueDelayed 8,
     /// `expire_parked_run`.
     ExpireParked 5,
     /// `record_invalid_snapshot`.
@@ -101,17 +101,17 @@ steps! {
     /// `finalize_run`.
     Finalize 4,
     /// `create_execution_snapshot`.
-    CreateSnapshot 8,
+    CreateSnapshot 40,
     /// `mark_blocked`.
     MarkBlocked 5,
     /// `block_run`.
     Block 16,
     /// `block_run_with_created_batch`.
-    BlockByBatch 8,
+    BlockByBatch 12,
     /// `block_run_with_waitpoint_edges`.
     BlockEdges 12,
     /// `resume_unblocked_run`.
-    Resume 16,
+    Resume 24,
     /// `clear_blocking_waitpoints`.
     ClearBlocks 3,
     /// `delete_many_task_run_waitpoints`.
@@ -131,7 +131,7 @@ steps! {
     /// `update_many_waitpoints`.
     UpdateManyWaitpoints 4,
     /// `complete_waitpoint`.
-    Complete 20,
+    Complete 30,
     /// `for_waitpoint_completion`.
     ForCompletion 4,
     /// `find_waitpoint` and `find_waitpoint_on_primary`.
@@ -151,7 +151,7 @@ steps! {
     /// `run_edges_with_waitpoints`.
     RunEdges 8,
     /// `create_batch_task_run`.
-    CreateBatch 12,
+    CreateBatch 20,
     /// `update_batch_task_run`.
     UpdateBatch 6,
     /// `update_many_batch_task_run`.
@@ -207,9 +207,9 @@ steps! {
     /// `clear_idempotency_key`, by runs.
     ClearKeysOfRuns 3,
     /// `create_task_run_checkpoint`.
-    CreateCheckpoint 5,
+    CreateCheckpoint 8,
     /// `find_task_run_checkpoint`.
-    FindCheckpoint 4,
+    FindCheckpoint 8,
     /// An attempt of the old engine, by SQL in both: no operation writes one.
     PlantAttempt 4,
     /// `find_task_run_attempt`.
@@ -229,7 +229,7 @@ steps! {
     /// `find_latest_execution_snapshot`.
     Latest 4,
     /// `current_snapshot`.
-    CurrentSnapshot 10,
+    CurrentSnapshot 20,
     /// `snapshots_since`.
     Since 8,
     /// `find_execution_snapshot`.
@@ -309,9 +309,23 @@ impl What {
         }
     }
 
-    /// What is legal for a run in this state; the end of the run is rarer than the rest, or no sequence would get far.
+    /// What is legal for a run in this state. Every other time it is the usual next step, and the end of a run is rarer
+    /// than the rest, or no sequence would get far.
     #[must_use]
     pub fn legal_in(state: ExecutionStatus, seed: u8) -> Option<What> {
+        let usual = match state {
+            ExecutionStatus::RunCreated => Some(What::Promote),
+            ExecutionStatus::Delayed => Some(What::EnqueueDelayed),
+            ExecutionStatus::Queued => Some(What::Lock),
+            ExecutionStatus::PendingExecuting => Some(What::Start),
+            ExecutionStatus::Executing => Some(What::MarkBlocked),
+            ExecutionStatus::Suspended => Some(What::Resume),
+            ExecutionStatus::QueuedExecuting => Some(What::ResumeQueuedExecuting),
+            _ => None,
+        };
+        if usual.is_some() && !seed.is_multiple_of(2) {
+            return usual;
+        }
         let mut legal = Vec::new();
         for (operation, _, _) in store::lifecycle::TRANSITIONS {
             let to = |target: &ExecutionStatus| operation.may_take(Some(state), *target);
@@ -323,10 +337,10 @@ impl What {
                 legal.push((what, ends));
             }
         }
-        let going_on: Vec<What> = legal.iter().filter(|(_, ends)| !ends).map(|(what, _)| *what).collect();
-        let ending: Vec<What> = legal.iter().filter(|(_, ends)| *ends).map(|(what, _)| *what).collect();
+        let (ending, going_on): (Vec<_>, Vec<_>) = legal.into_iter().partition(|(_, ends)| *ends);
+        let seed = seed / 2;
         let from = if seed.is_multiple_of(4) || going_on.is_empty() { ending } else { going_on };
-        (!from.is_empty()).then(|| from[usize::from(seed / 4) % from.len()])
+        (!from.is_empty()).then(|| from[usize::from(seed / 4) % from.len()].0)
     }
 }
 

@@ -37,7 +37,6 @@ fn search(subject: Subject, seed: u64, sequences: u32, stopped: &AtomicBool) -> 
 }
 
 #[test]
-#[ignore = "long, and not yet known to hold: run it with --ignored"]
 fn a_split_answers_and_stores_what_a_single_database_does() -> Result<()> {
     let seed = given("EQUALITY_SEED")?.unwrap_or(1);
     let asked_for = given("EQUALITY_SEQUENCES")?.map(u32::try_from).transpose()?;
@@ -85,55 +84,46 @@ fn check_caught(fault: Fault) -> Result<()> {
 }
 
 #[test]
-#[ignore = "long, and not yet known to hold: run it with --ignored"]
 fn a_store_that_only_hands_calls_on_is_equal() -> Result<()> {
     search(Subject::Through(None), 1, 30, &AtomicBool::default()).map(|_| ())
 }
 
 #[test]
-#[ignore = "long, and not yet known to hold: run it with --ignored"]
 fn a_transition_that_goes_to_the_other_database_is_caught() -> Result<()> {
     check_caught(Fault::Misrouted("start_attempt"))
 }
 
 #[test]
-#[ignore = "long, and not yet known to hold: run it with --ignored"]
 fn a_read_that_goes_to_the_other_database_is_caught() -> Result<()> {
     check_caught(Fault::Misrouted("find_run"))
 }
 
 #[test]
-#[ignore = "long, and not yet known to hold: run it with --ignored"]
 fn an_edge_that_is_written_in_the_other_database_is_caught() -> Result<()> {
     check_caught(Fault::Misrouted("block_run_with_waitpoint_edges"))
 }
 
 #[test]
-#[ignore = "long, and not yet known to hold: run it with --ignored"]
 fn a_lost_link_of_a_completed_waitpoint_is_caught() -> Result<()> {
     check_caught(Fault::LostLink)
 }
 
 #[test]
-#[ignore = "long, and not yet known to hold: run it with --ignored"]
 fn swapped_precedence_is_caught() -> Result<()> {
     check_caught(Fault::SwappedPrecedence)
 }
 
 #[test]
-#[ignore = "long, and not yet known to hold: run it with --ignored"]
 fn a_dropped_limit_is_caught() -> Result<()> {
     check_caught(Fault::DroppedLimit)
 }
 
 #[test]
-#[ignore = "long, and not yet known to hold: run it with --ignored"]
 fn a_completion_that_does_not_look_for_edges_in_the_other_database_is_caught() -> Result<()> {
     check_caught(Fault::UnseenEdges)
 }
 
 #[test]
-#[ignore = "long, and not yet known to hold: run it with --ignored"]
 fn nulls_at_the_other_end_are_caught() -> Result<()> {
     check_caught(Fault::FlippedNulls)
 }

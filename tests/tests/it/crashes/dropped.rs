@@ -37,7 +37,6 @@ async fn check_stores_in_order(wired: &Wired<'_>, home: &Home<'_>) -> Result<()>
 }
 
 #[tokio::test]
-#[ignore = "long, and not yet known to hold: run it with --ignored"]
 async fn a_protocol_that_is_left_at_a_statement_is_completed_by_its_repetition() -> Result<()> {
     let databases = Databases::fresh().await?;
     for mode in Mode::ALL {
@@ -98,7 +97,6 @@ async fn undisturbed(databases: &Databases, home: &Home<'_>, subject: Subject) -
 }
 
 #[tokio::test]
-#[ignore = "long, and not yet known to hold: run it with --ignored"]
 async fn a_protocol_that_is_left_at_any_await_is_completed_by_its_repetition() -> Result<()> {
     let databases = Databases::fresh().await?;
     let mut interrupted = 0;

@@ -243,19 +243,16 @@ async fn a_block_on_what_is_done_whose_process_dies_is_completed_by_its_repetiti
 }
 
 #[tokio::test]
-#[ignore = "long, and not yet known to hold: run it with --ignored"]
 async fn a_completion_whose_process_dies_wakes_the_run_when_it_is_repeated() -> Result<()> {
     check_everywhere(Subject::Complete).await
 }
 
 #[tokio::test]
-#[ignore = "long, and not yet known to hold: run it with --ignored"]
 async fn a_resume_whose_process_dies_is_completed_by_its_repetition() -> Result<()> {
     check_everywhere(Subject::Resume).await
 }
 
 #[tokio::test]
-#[ignore = "long, and not yet known to hold: run it with --ignored"]
 async fn a_requeue_whose_process_dies_is_published_by_its_repetition() -> Result<()> {
     check_everywhere(Subject::Requeue).await
 }
