@@ -21,6 +21,8 @@ pub(crate) enum Change {
     CreateTables(Vec<Table>),
     /// Indexes of tables that are there.
     CreateIndexes(Vec<(&'static str, Index)>),
+    /// An index in the place of another one.
+    ReplaceIndex { table: &'static str, old: Box<Index>, new: Box<Index> },
     /// Foreign keys between tables that are there.
     AddForeignKeys(&'static [ForeignKey]),
     /// Foreign keys that are no longer enforced; undoing it enforces them again.
@@ -28,6 +30,11 @@ pub(crate) enum Change {
 }
 
 impl Change {
+    /// The index `new` of a table in the place of `old`.
+    pub(crate) fn replace_index((table, old, new): (&'static str, Index, Index)) -> Self {
+        Self::ReplaceIndex { table, old: Box::new(old), new: Box::new(new) }
+    }
+
     async fn apply(&self, manager: &SchemaManager<'_>) -> Result<(), DbErr> {
         match self {
             Self::CreateIdentity { schema, table } => {
@@ -49,6 +56,7 @@ impl Change {
                     manager.get_connection().execute_unprepared(&index.create_sql(table)).await?;
                 }
             }
+            Self::ReplaceIndex { table, old, new } => replace_index(manager, table, old, new).await?,
             Self::AddForeignKeys(keys) => add_foreign_keys(manager, keys).await?,
             Self::DropForeignKeys(keys) => drop_foreign_keys(manager, keys).await?,
         }
@@ -73,6 +81,7 @@ impl Change {
                     manager.get_connection().execute_unprepared(&index.drop_sql()).await?;
                 }
             }
+            Self::ReplaceIndex { table, old, new } => replace_index(manager, table, new, old).await?,
             Self::AddForeignKeys(keys) => drop_foreign_keys(manager, keys).await?,
             Self::DropForeignKeys(keys) => add_foreign_keys(manager, keys).await?,
         }
@@ -85,6 +94,18 @@ async fn create_table(manager: &SchemaManager<'_>, table: &Table) -> Result<(), 
     for index in &table.indexes {
         manager.get_connection().execute_unprepared(&index.create_sql(table.name)).await?;
     }
+    Ok(())
+}
+
+async fn replace_index(
+    manager: &SchemaManager<'_>,
+    table: &'static str,
+    old: &Index,
+    new: &Index,
+) -> Result<(), DbErr> {
+    let connection = manager.get_connection();
+    connection.execute_unprepared(&old.drop_sql()).await?;
+    connection.execute_unprepared(&new.create_sql(table)).await?;
     Ok(())
 }
 

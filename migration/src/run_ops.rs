@@ -18,6 +18,7 @@ pub(crate) fn migrations() -> Vec<Migration> {
         Migration::compatible("m0007_claim_enum_types", Change::CreateEnums(shared::CLAIM_ENUMS)),
         Migration::compatible("m0008_claim_tables", Change::CreateTables(shared::claim_tables())),
         Migration::compatible("m0009_list_indexes", Change::CreateIndexes(shared::list_indexes())),
+        Migration::compatible("m0010_run_list_index", Change::replace_index(shared::run_list_index(Schema::RunOps))),
     ]
 }
 

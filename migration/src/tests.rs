@@ -25,6 +25,12 @@ fn tables(schema: Schema) -> Vec<Table> {
                     table.expect("an index is of a table that is there").indexes.push(index);
                 }
             }
+            Change::ReplaceIndex { table: name, old, new } => {
+                let table = tables.iter_mut().find(|table| table.name == name);
+                let indexes = &mut table.expect("an index is of a table that is there").indexes;
+                let replaced = indexes.iter_mut().find(|index| index.name == old.name);
+                *replaced.expect("an index is there before another takes its place") = *new;
+            }
             Change::CreateEnums(_) | Change::AddForeignKeys(_) | Change::DropForeignKeys(_) => (),
         }
     }
@@ -39,6 +45,7 @@ fn enums(schema: Schema) -> Vec<Enumeration> {
             Change::CreateIdentity { .. }
             | Change::CreateTables(_)
             | Change::CreateIndexes(_)
+            | Change::ReplaceIndex { .. }
             | Change::AddForeignKeys(_)
             | Change::DropForeignKeys(_) => Vec::new(),
         })
@@ -60,7 +67,8 @@ fn foreign_keys(schema: Schema) -> (Vec<ForeignKey>, Vec<ForeignKey>) {
             Change::CreateIdentity { .. }
             | Change::CreateEnums(_)
             | Change::CreateTables(_)
-            | Change::CreateIndexes(_) => (),
+            | Change::CreateIndexes(_)
+            | Change::ReplaceIndex { .. } => (),
         }
     }
     (ever, last)

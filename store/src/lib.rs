@@ -141,43 +141,17 @@ pub use waitpoints::{
 #[doc = include_str!("../../README.md")]
 struct Readme;
 
-/// Everything the store offers, for one database or several. An application holds an `Arc<dyn RunStore>`.
-pub trait RunStore:
-    Runs
-    + Transitions
-    + Units
-    + Snapshots
-    + Waitpoints
-    + Edges
-    + Waiting
-    + Batches
-    + Checkpoints
-    + Attempts
-    + WaitpointTags
-    + IdempotencyKeys
-    + RunFields
-    + Relations
-    + Claims
-    + Lists
-{
+/// Defines [`RunStore`] and says what is one.
+macro_rules! run_store {
+    ($($contract:ident),* $(,)?) => {
+        /// Everything the store offers, for one database or several. An application holds an `Arc<dyn RunStore>`.
+        pub trait RunStore: $($contract +)* {}
+
+        impl<T> RunStore for T where T: $($contract +)* {}
+    };
 }
 
-impl<T> RunStore for T where
-    T: Runs
-        + Transitions
-        + Units
-        + Snapshots
-        + Waitpoints
-        + Edges
-        + Waiting
-        + Batches
-        + Checkpoints
-        + Attempts
-        + WaitpointTags
-        + IdempotencyKeys
-        + RunFields
-        + Relations
-        + Claims
-        + Lists
-{
+run_store! {
+    Runs, Transitions, Units, Snapshots, Waitpoints, Edges, Waiting, Batches, Checkpoints, Attempts, WaitpointTags,
+    IdempotencyKeys, RunFields, Relations, Claims, Lists,
 }

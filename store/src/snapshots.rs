@@ -6,17 +6,19 @@ use serde_json::Value as Json;
 use crate::create::{Environment, SnapshotDetails};
 use crate::error::Result;
 use crate::find::{Direction, Order};
+use crate::hydrate;
 use crate::ids::{BatchId, CheckpointId, EnvironmentId, RunId, SnapshotId, WaitpointId};
 use crate::model::{Checkpoint, ExecutionStatus, RunStatus, Snapshot, Waitpoint};
 use crate::pages::SnapshotOrderKey;
 use crate::projection::total;
 use crate::read::Read;
+use crate::relations::Relations;
 
 /// The operations on execution snapshots.
 ///
 /// A snapshot lies beside its run; its own id tells nothing about its home, so every method takes the run's.
 #[async_trait]
-pub trait Snapshots: Send + Sync {
+pub trait Snapshots: Relations {
     /// Writes a snapshot and its completed links as the caller says, and nothing else of the run but `updated_at`.
     ///
     /// This is the low-level way, for what no transition of [`Transitions`](crate::Transitions) does: **whether the move is
@@ -55,7 +57,9 @@ pub trait Snapshots: Send + Sync {
         run: &RunId,
         environment: Option<&EnvironmentId>,
         read: Read,
-    ) -> Result<Option<HydratedSnapshot>>;
+    ) -> Result<Option<HydratedSnapshot>> {
+        hydrate::current(self, run, environment, read).await
+    }
 
     /// Reads what happened to a run since a snapshot that a worker knows: the valid snapshots after it, oldest first, the
     /// newest 50 if there are more. "After" is by `created_at` and then by id. Only the last one has its completed
@@ -75,7 +79,9 @@ pub trait Snapshots: Send + Sync {
         since: &SnapshotId,
         environment: Option<&EnvironmentId>,
         read: Read,
-    ) -> Result<SnapshotsSince>;
+    ) -> Result<SnapshotsSince> {
+        hydrate::since(self, run, since, environment, read).await
+    }
 
     /// Reads one snapshot, valid or not.
     ///

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod cargo;
 mod demo;
 mod regen;
@@ -25,6 +26,8 @@ enum Command {
     Test(test::Args),
     /// Run the demo: runs through two PostgreSQL servers.
     Demo(demo::Args),
+    /// Measure the store beside hand-written SQL and a plain ORM.
+    Bench(bench::Args),
 }
 
 #[tokio::main]
@@ -33,6 +36,7 @@ async fn main() -> ExitCode {
         Command::Regen(args) => regen::run(&args).await,
         Command::Test(args) => test::run(&args).await,
         Command::Demo(args) => demo::run(&args).await,
+        Command::Bench(args) => bench::run(&args).await,
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -28,5 +28,9 @@ pub(crate) fn migrations() -> Vec<Migration> {
         Migration::compatible("m0012_claim_enum_types", Change::CreateEnums(shared::CLAIM_ENUMS)),
         Migration::compatible("m0013_claim_tables", Change::CreateTables(shared::claim_tables())),
         Migration::compatible("m0014_list_indexes", Change::CreateIndexes(shared::list_indexes())),
+        Migration::compatible(
+            "m0015_run_list_index",
+            Change::replace_index(shared::run_list_index(Schema::ControlPlane)),
+        ),
     ]
 }

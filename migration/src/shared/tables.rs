@@ -1,5 +1,6 @@
 //! The fourteen run tables.
 
+use super::indexes;
 use crate::Schema;
 use crate::ddl::{
     Index, Method, Table, asc, boolean, desc, double, enumeration, int, jsonb, key_text, text, text_list, timestamp,
@@ -27,12 +28,7 @@ pub(crate) fn tables(schema: Schema) -> Vec<Table> {
 
 /// One execution request of a task.
 fn task_run(schema: Schema) -> Table {
-    let by_age = Index::new("ix_task_run_env_created_at", [asc("runtime_environment_id"), desc("created_at")]);
-    let by_age = match schema {
-        // The control plane's table is old and large: its lists are served from the index alone.
-        Schema::ControlPlane => Index { include: &["id"], fill_factor: Some(90), ..by_age },
-        Schema::RunOps => by_age,
-    };
+    let by_age = indexes::runs_by_age(schema);
     Table::new(
         "task_run",
         [

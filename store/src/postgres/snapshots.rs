@@ -15,7 +15,6 @@ use super::snapshot_write::create_execution_snapshot;
 use super::transition::newest_valid;
 use crate::error::{Result, StoreError};
 use crate::find::Direction;
-use crate::hydrate;
 use crate::ids::{EnvironmentId, RunId, SnapshotId, WaitpointId};
 use crate::model::{CheckpointColumn, Snapshot, SnapshotColumn, SnapshotEntity};
 use crate::projection::leading;
@@ -23,8 +22,7 @@ use crate::read::Read;
 use crate::residency::Routable;
 use crate::runs::CHUNK;
 use crate::snapshots::{
-    CompletedLinks, CreateExecutionSnapshot, FindSnapshots, HydratedSnapshot, Presence, SnapshotLookup, Snapshots,
-    SnapshotsOf, SnapshotsSince, Validity,
+    CompletedLinks, CreateExecutionSnapshot, FindSnapshots, Presence, SnapshotLookup, Snapshots, SnapshotsOf, Validity,
 };
 
 /// Before the names of a checkpoint's columns.
@@ -49,25 +47,6 @@ impl<S: Schema> Snapshots for PgRunStore<S> {
         read: Read,
     ) -> Result<Option<Snapshot>> {
         find_latest(self, run, environment, read).await
-    }
-
-    async fn current_snapshot(
-        &self,
-        run: &RunId,
-        environment: Option<&EnvironmentId>,
-        read: Read,
-    ) -> Result<Option<HydratedSnapshot>> {
-        hydrate::current(self, run, environment, read).await
-    }
-
-    async fn snapshots_since(
-        &self,
-        run: &RunId,
-        since: &SnapshotId,
-        environment: Option<&EnvironmentId>,
-        read: Read,
-    ) -> Result<SnapshotsSince> {
-        hydrate::since(self, run, since, environment, read).await
     }
 
     async fn find_execution_snapshot(&self, lookup: &SnapshotLookup, read: Read) -> Result<Option<Snapshot>> {

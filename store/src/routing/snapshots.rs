@@ -7,15 +7,13 @@ use super::lists::Slice;
 use super::route::Route;
 use super::{Leg, RoutingRunStore, merge};
 use crate::error::{Result, StoreError};
-use crate::hydrate;
 use crate::ids::{EnvironmentId, RunId, SnapshotId, WaitpointId};
 use crate::model::Snapshot;
 use crate::pages::CopiesFilter;
 use crate::postgres::within;
 use crate::read::Read;
 use crate::snapshots::{
-    CompletedLinks, CreateExecutionSnapshot, FindSnapshots, HydratedSnapshot, SnapshotLookup, Snapshots, SnapshotsOf,
-    SnapshotsSince,
+    CompletedLinks, CreateExecutionSnapshot, FindSnapshots, SnapshotLookup, Snapshots, SnapshotsOf,
 };
 
 #[async_trait]
@@ -31,25 +29,6 @@ impl Snapshots for RoutingRunStore {
         read: Read,
     ) -> Result<Option<Snapshot>> {
         self.owner_of(run).find_latest_execution_snapshot(run, environment, read).await
-    }
-
-    async fn current_snapshot(
-        &self,
-        run: &RunId,
-        environment: Option<&EnvironmentId>,
-        read: Read,
-    ) -> Result<Option<HydratedSnapshot>> {
-        hydrate::current(self, run, environment, read).await
-    }
-
-    async fn snapshots_since(
-        &self,
-        run: &RunId,
-        since: &SnapshotId,
-        environment: Option<&EnvironmentId>,
-        read: Read,
-    ) -> Result<SnapshotsSince> {
-        hydrate::since(self, run, since, environment, read).await
     }
 
     async fn find_execution_snapshot(&self, lookup: &SnapshotLookup, read: Read) -> Result<Option<Snapshot>> {

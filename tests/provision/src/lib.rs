@@ -249,6 +249,14 @@ impl Server {
         url.into()
     }
 
+    /// As [`Self::url`], over the server's Unix socket. `None` unless the server was started from binaries and has one.
+    pub fn socket_url(&self, database: &str) -> Option<String> {
+        match &self.running {
+            Running::Process(process) => process.socket_url(database),
+            Running::Elsewhere | Running::Container(_) => None,
+        }
+    }
+
     /// Where it is reached: an address or a name.
     pub fn host(&self) -> &str {
         &self.host

@@ -89,6 +89,15 @@ impl Local {
         crate::loopback_url(Ipv4Addr::LOCALHOST.into(), self.port, &self.password)
     }
 
+    /// The URL of a database over the socket, where password and encryption are not asked for.
+    pub(crate) fn socket_url(&self, database: &str) -> Option<String> {
+        let folder = socket_folder(&self.folder);
+        let mut url = Url::parse("postgres://postgres@localhost").ok().filter(|_| !folder.is_empty())?;
+        url.path_segments_mut().ok()?.push(database);
+        url.query_pairs_mut().append_pair("host", folder).append_pair("port", &self.port.to_string());
+        Some(url.into())
+    }
+
     /// What to type to get rid of the server.
     pub(crate) fn how_to_stop(&self) -> String {
         format!("kill {}", self.keeper_id)

@@ -1,0 +1,84 @@
+//! Reads.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use store::{Direction, FindRuns, Order, OrderKey, Read, RunFilter, RunId};
+
+use crate::{
+    bed::Bed,
+    by_hand,
+    measure::{Answers, Operation, operation},
+    plain::{self, either},
+};
+
+const PAGE: u32 = 50;
+
+pub(crate) fn list() -> Vec<Operation> {
+    vec![
+        operation(
+            "find_run",
+            Answers::Equal,
+            some_run,
+            |_| None,
+            async |bed, id| Ok(bed.store.find_run(id.into(), Read::Primary).await?),
+            async |bed, id| by_hand::find_run(bed.pool(), id).await,
+            async |bed, id| Ok(either!(bed, find_run(id))),
+        ),
+        operation(
+            "find_runs_by_ids (100)",
+            Answers::Equal,
+            async |bed, count| {
+                // Other hundreds each time, and the same for all three ways.
+                let hundreds = bed.ids.chunks_exact(100).cycle();
+                Ok(hundreds.take(count).map(<[RunId]>::to_vec).collect())
+            },
+            |_| None,
+            async |bed, ids: Vec<RunId>| Ok(ByIds(bed.store.find_runs_by_ids(&ids, Read::Primary).await?)),
+            async |bed, ids| Ok(ByIds(by_hand::find_runs(bed.pool(), ids).await?)),
+            async |bed, ids| Ok(either!(bed, find_runs(ids))),
+        ),
+        operation(
+            "find_run_summaries (50)",
+            Answers::Equal,
+            async |_, count| Ok(vec![(); count]),
+            |()| None,
+            async |bed, ()| {
+                let query = FindRuns {
+                    filter: RunFilter { environment: Some(bed.environment.id.clone()), ..RunFilter::default() },
+                    order: vec![Order { by: OrderKey::CreatedAt, direction: Direction::Descending }],
+                    limit: Some(PAGE),
+                    offset: 0,
+                };
+                Ok(bed.store.find_run_summaries(&query, Read::Primary).await?)
+            },
+            async |bed, ()| by_hand::find_page(bed, PAGE.into()).await,
+            async |bed, ()| plain::find_page(bed, PAGE.into()).await,
+        )
+        .of_both(),
+        operation(
+            "find_latest_execution_snapshot",
+            Answers::Equal,
+            some_run,
+            |_| None,
+            async |bed, id| Ok(bed.store.find_latest_execution_snapshot(&id, None, Read::Primary).await?),
+            async |bed, id| by_hand::find_latest(bed.pool(), id).await,
+            async |bed, id| Ok(either!(bed, find_latest(id))),
+        ),
+    ]
+}
+
+/// Another run each time, and the same for all three ways.
+async fn some_run(bed: &Bed, count: usize) -> Result<Vec<RunId>> {
+    Ok(bed.ids.iter().copied().cycle().take(count).collect())
+}
+
+/// Runs by id. They are shown as a sorted list.
+struct ByIds(std::collections::HashMap<RunId, store::Run>);
+
+impl std::fmt::Debug for ByIds {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let sorted: BTreeMap<String, &store::Run> = self.0.iter().map(|(id, run)| (id.to_string(), run)).collect();
+        f.debug_list().entries(sorted.values()).finish()
+    }
+}
