@@ -18,13 +18,12 @@ use crate::ids::{BatchId, RunId, SnapshotId, WaitpointId};
 use crate::lifecycle::{Effect, Event, Job, Operation, WaitpointOutput, in_order};
 use crate::model::{ExecutionStatus, RunColumn, RunStatus};
 use crate::residency::Routable;
+use crate::runs::CHUNK;
 use crate::transitions::{
     BatchExpiry, ExpireParkedOutcome, ExpireParkedRun, ExpireRun, ExpireRunOutcome, ExpiredRun, FailedExpiry,
     SkipReason,
 };
 
-/// Ids handled in one transaction.
-const CHUNK: usize = 1_000;
 const DESCRIPTION: &str = "Run expired before it was started";
 
 pub(super) async fn expire_run<S: Schema>(

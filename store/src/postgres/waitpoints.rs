@@ -16,6 +16,7 @@ use sea_orm::{
 };
 
 use super::PgRunStore;
+use super::batches::in_order_of_ids;
 use super::input::{indexed, required, stamp, text, texts, within};
 use super::schema::{Pair, Schema, Twin, text_array};
 use crate::error::{Entity, ErrorKind, InputProblem, Result, StoreError};
@@ -25,14 +26,12 @@ use crate::lifecycle::Effect;
 use crate::model::{BatchColumn, RunColumn, Waitpoint, WaitpointColumn, WaitpointStatus};
 use crate::read::{Read, Token};
 use crate::residency::Routable;
+use crate::runs::CHUNK;
 use crate::waitpoints::{
     AppliedCompletion, CONNECTED_RUNS, CompleteWaitpoint, CompletionContext, CompletionPlace, CreateWaitpointOutcome,
     Due, KeyPlace, Made, NewWaitpoint, RetireKeyOutcome, RunEnd, RunWaitpoint, UpsertedWaitpoint, WaitpointKind,
     WaitpointSelection, WaitpointState, WaitpointUpdate, Waitpoints, timers,
 };
-
-/// Ids in one statement.
-pub(super) const CHUNK: usize = 1_000;
 
 #[async_trait]
 impl<S: Schema> Waitpoints for PgRunStore<S> {
@@ -627,7 +626,8 @@ async fn update_many_waitpoints<S: Schema>(
     let statement = update::<S>(change, stamp(store.clock.now()));
     let mut changed = 0;
     for condition in conditions::<S>(selection) {
-        let statement = statement.clone().cond_where(condition).to_owned();
+        let rows = S::Waitpoint::rows().filter(condition);
+        let statement = in_order_of_ids(statement.clone(), rows, WaitpointColumn::Id);
         changed += store.database.execute(operation, &statement).await?.rows_affected();
     }
     Ok(changed)
