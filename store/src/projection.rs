@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 
 use chrono::{DateTime, FixedOffset};
-use sea_orm::{ColumnTrait, EntityTrait, FromQueryResult, PartialModelTrait, QuerySelect, Select};
+use sea_orm::{ColumnTrait, EntityTrait, PartialModelTrait, QuerySelect, Select};
 
 use crate::find::{Direction, Order, OrderKey};
 use crate::model::{
@@ -13,6 +13,7 @@ use crate::model::{
 use crate::pages::{
     BatchItemOrderKey, BatchOrderKey, EdgeOrderKey, SnapshotOrderKey, WaitpointOrderKey, WaitpointTagOrderKey,
 };
+use crate::postgres::Row;
 
 /// What the rows of one list can be ordered by: a closed list of columns, none of them an enum.
 pub(crate) trait SortKey: Copy + PartialEq {
@@ -36,7 +37,7 @@ pub(crate) trait SortKey: Copy + PartialEq {
 }
 
 /// A shape in which a row can be listed: it says its columns and gives the values that lists are ordered by.
-pub(crate) trait Listed: FromQueryResult + Send {
+pub(crate) trait Listed: Row + Send {
     /// What its lists are ordered by.
     type By: SortKey;
 

@@ -96,6 +96,7 @@ fn generate(control_plane: &Database, run_ops: &Database) -> anyhow::Result<Vec<
     let mut store = Folder::new("store/src/generated");
     store.add("constraints.rs", constraints::render(&control_plane.catalogue, &run_ops.catalogue)?);
     store.add("parity.rs", twins::render_parity(&control_plane.catalogue, &run_ops.catalogue)?);
+    store.add("rows.rs", twins::render_rows(&control_plane.catalogue)?);
     store.add("schema_version.rs", twins::render_schema_versions());
     store.add("mod.rs", twins::render_module());
 

@@ -4,4 +4,5 @@
 
 pub(crate) mod constraints;
 mod parity;
+mod rows;
 pub(crate) mod schema_version;

@@ -185,8 +185,8 @@ impl<S: Schema> Batches for PgRunStore<S> {
         if let Some(status) = status {
             rows = rows.filter(BatchItemColumn::Status.eq(status));
         }
-        let counted: Option<Counted> = self.database.one(operation, Read::Primary, &rows.into_query()).await?;
-        Ok(counted.map_or(0, |counted| u64::try_from(counted.number).unwrap_or(0)))
+        let counted = self.database.named::<Counted>(operation, Read::Primary, &rows.into_query()).await?;
+        Ok(counted.first().map_or(0, |counted| u64::try_from(counted.number).unwrap_or(0)))
     }
 
     async fn update_many_batch_task_run_items(&self, filter: &BatchItemFilter, update: BatchItemUpdate) -> Result<u64> {

@@ -1,6 +1,7 @@
 //! The three ways in which a run comes into existence. Each is one statement.
 
-use sea_orm::sea_query::{CommonTableExpression, Expr, ExprTrait, InsertStatement, Query, WithClause, WithQuery};
+use sea_orm::sea_query::{CommonTableExpression, Expr, InsertStatement, Query, WithClause, WithQuery};
+use sea_orm::{DbBackend, Statement};
 
 use super::PgRunStore;
 use super::input::{
@@ -8,6 +9,7 @@ use super::input::{
 };
 use super::keys;
 use super::schema::{Schema, Twin};
+use super::texts::{Ready, Texts, values};
 use super::transitions::completed;
 use crate::create::{
     CreateCancelledRun, CreateFailedRun, CreateRun, CreateRunOutcome, CreatedRun, Creation, SnapshotDetails, Start,
@@ -170,16 +172,7 @@ async fn insert<S: Schema>(
     mut effects: Vec<Effect>,
 ) -> Result<CreateRunOutcome> {
     let Rows { run, snapshot, waitpoint, fenced } = rows;
-    let mut inserts = vec![("run", S::TaskRun::insert_row(run.clone()))];
-    if fenced == Fenced::Yes {
-        inserts.push(("fence", fence(&run)));
-    }
-    if let Some(snapshot) = &snapshot {
-        inserts.push(("snapshot", S::Snapshot::insert_row(snapshot.clone())));
-    }
-    if let Some(waitpoint) = &waitpoint {
-        inserts.push(("waitpoint", S::Waitpoint::insert_row(waitpoint.clone())));
-    }
+    let statement = together::<S>(&store.texts, &run, fenced, snapshot.as_ref(), waitpoint.as_ref());
     if let Some(snapshot) = &snapshot {
         effects.push(Effect::Emit(Event::SnapshotCreated {
             run: id,
@@ -188,7 +181,7 @@ async fn insert<S: Schema>(
         }));
     }
     in_order(&mut effects);
-    if let Err(error) = store.commit(operation.name(), &together(inserts), &mut effects).await {
+    if let Err(error) = store.commit(operation.name(), &statement, &mut effects).await {
         return taken(store, error, &run).await;
     }
     Ok(CreateRunOutcome::Created(Box::new(Transition {
@@ -199,14 +192,41 @@ async fn insert<S: Schema>(
     })))
 }
 
-/// One statement out of several inserts.
-fn together(inserts: Vec<(&'static str, InsertStatement)>) -> WithQuery {
+/// One statement out of several inserts. Every column of every row is a parameter, so its text depends on nothing but which
+/// rows there are.
+fn together<S: Schema>(
+    texts: &Texts,
+    run: &Run,
+    fenced: Fenced,
+    snapshot: Option<&Snapshot>,
+    waitpoint: Option<&Waitpoint>,
+) -> Ready {
+    let is_fenced = fenced == Fenced::Yes;
+    let built = || {
+        let run_and_fence = [("run", S::TaskRun::insert_row(run.clone()))].into_iter();
+        let run_and_fence = run_and_fence.chain(is_fenced.then(|| ("fence", fence(run))));
+        let snapshot = snapshot.map(|snapshot| ("snapshot", S::Snapshot::insert_row(snapshot.clone())));
+        let waitpoint = waitpoint.map(|waitpoint| ("waitpoint", S::Waitpoint::insert_row(waitpoint.clone())));
+        DbBackend::Postgres.build(&inserts(run_and_fence.chain(snapshot).chain(waitpoint)))
+    };
+    let which = usize::from(is_fenced) + 2 * usize::from(snapshot.is_some()) + 4 * usize::from(waitpoint.is_some());
+    let text = texts.create[which].get_or_init(|| built().sql);
+    let all = values(run)
+        .chain(is_fenced.then(|| run.id.as_str().into()))
+        .chain(snapshot.into_iter().flat_map(values))
+        .chain(waitpoint.into_iter().flat_map(values));
+    let statement = Statement::from_sql_and_values(DbBackend::Postgres, text, all);
+    debug_assert!(statement == built(), "values and parameters do not stand in the same order");
+    Ready(statement)
+}
+
+fn inserts(inserts: impl Iterator<Item = (&'static str, InsertStatement)>) -> WithQuery {
     let mut with = WithClause::new();
     for (name, insert) in inserts {
         // PostgreSQL runs each to its end, although the final select reads none of them.
         with.cte(CommonTableExpression::new().table_name(name).query(insert).to_owned());
     }
-    Query::select().expr(Expr::val(1).cast_as("integer")).to_owned().with(with)
+    Query::select().expr(Expr::cust("1")).to_owned().with(with)
 }
 
 /// "A run was made with this id."
@@ -214,8 +234,7 @@ fn together(inserts: Vec<(&'static str, InsertStatement)>) -> WithQuery {
 fn fence(run: &Run) -> InsertStatement {
     let mut insert = Query::insert();
     insert.into_table("run_fence").columns(["run_id", "kind"]);
-    let values = [Expr::val(&run.id), Expr::val("CREATED").as_enum("run_fence_kind")];
-    insert.values(values).expect("two values for two columns");
+    insert.values([Expr::val(&run.id), Expr::cust("'CREATED'")]).expect("two values for two columns");
     insert
 }
 

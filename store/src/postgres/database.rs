@@ -8,6 +8,7 @@ use sea_orm::{
     FromQueryResult, QueryResult, SqlxPostgresConnector, Statement, StatementBuilder, TransactionTrait,
 };
 
+use super::rows::{Row, read_all};
 use crate::error::{ErrorKind, Phase, Result, StoreError};
 use crate::lifecycle::{Effect, TransitionHook};
 use crate::read::{Read, Token};
@@ -48,8 +49,29 @@ impl Database {
         }
     }
 
-    /// All rows of a read. A connection that was found dead is given one more try: the read changed nothing.
-    pub(crate) async fn all<M: FromQueryResult>(
+    /// All rows of a read, by position. A connection that was found dead is given one more try: the read changed nothing.
+    pub(crate) async fn all<R: Row>(
+        &self,
+        operation: &'static str,
+        read: Read,
+        query: &impl StatementBuilder,
+    ) -> Result<Vec<R>> {
+        self.fetch(operation, read, DbBackend::Postgres.build(query)).await
+    }
+
+    /// As [`Database::all`], for a statement given as text.
+    pub(crate) async fn fetch<R: Row>(
+        &self,
+        operation: &'static str,
+        read: Read,
+        statement: Statement,
+    ) -> Result<Vec<R>> {
+        let rows = self.rows(operation, read, statement).await?;
+        read_all(&rows).map_err(|error| self.decode_error(operation, &error))
+    }
+
+    /// As [`Database::all`], by the names of the columns: for what is not a whole row.
+    pub(crate) async fn named<M: FromQueryResult>(
         &self,
         operation: &'static str,
         read: Read,
@@ -83,12 +105,12 @@ impl Database {
     }
 
     /// The first row of a read, if there is one; tried again as in [`Database::all`].
-    pub(crate) async fn one<M: FromQueryResult>(
+    pub(crate) async fn one<R: Row>(
         &self,
         operation: &'static str,
         read: Read,
         query: &impl StatementBuilder,
-    ) -> Result<Option<M>> {
+    ) -> Result<Option<R>> {
         Ok(self.all(operation, read, query).await?.into_iter().next())
     }
 
@@ -192,7 +214,13 @@ impl Unit<'_> {
         self.transaction.query_all_raw(statement).await.map_err(|error| self.error(Phase::Uncommitted, &error))
     }
 
-    pub(crate) async fn all<M: FromQueryResult>(&self, query: &impl StatementBuilder) -> Result<Vec<M>> {
+    pub(crate) async fn all<R: Row>(&self, query: &impl StatementBuilder) -> Result<Vec<R>> {
+        let rows = self.rows(DbBackend::Postgres.build(query)).await?;
+        read_all(&rows).map_err(|error| self.error(Phase::Uncommitted, &error))
+    }
+
+    /// As [`Unit::all`], by the names of the columns.
+    pub(crate) async fn named<M: FromQueryResult>(&self, query: &impl StatementBuilder) -> Result<Vec<M>> {
         let rows = self.rows(DbBackend::Postgres.build(query)).await?;
         decode(rows).map_err(|error| self.error(Phase::Uncommitted, &error))
     }

@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 
 use sea_orm::sea_query::extension::postgres::{PgBinOper, PgFunc};
-use sea_orm::sea_query::{self, Expr, ExprTrait, SelectStatement};
-use sea_orm::{ActiveEnum, ColumnTrait, Condition, DbErr, QueryFilter, QueryTrait, Select};
+use sea_orm::sea_query::{self, Expr, ExprTrait};
+use sea_orm::{ActiveEnum, ColumnTrait, Condition, DbErr, QueryFilter, QueryTrait, Select, Statement};
 
 use super::PgRunStore;
 use super::input::{stamp_up, text, within};
 use super::lists::{ordered, slice};
 use super::schema::{Schema, Twin, text_array};
+use super::texts::text_of;
 use crate::error::{ErrorKind, Phase, Result, StoreError};
 use crate::find::{Direction, FindRuns, Order, OrderKey, RunFilter, RunLookup};
 use crate::ids::{Home, RunId, RunKey};
@@ -26,23 +27,29 @@ pub(super) async fn find_run<S: Schema>(
     read: Read,
 ) -> Result<Option<Run>> {
     if lookup.key.home() == Home::Unrouted || lookup.key.home() == Home::Routed(S::RESIDENCY) {
-        store.database.one(operation, read, &by_key::<S>(lookup)).await
+        Ok(store.database.fetch(operation, read, by_key(store, lookup)).await?.pop())
     } else {
         Ok(None)
     }
 }
 
-fn by_key<S: Schema>(lookup: &RunLookup) -> SelectStatement {
-    let named = match lookup.key {
-        RunKey::Id(id) => RunColumn::Id.eq(id.as_str()),
-        RunKey::Friendly(id) => RunColumn::FriendlyId.eq(id.to_string()),
-        RunKey::Unrouted(id) => RunColumn::FriendlyId.eq(id.to_string()),
+fn by_key<S: Schema>(store: &PgRunStore<S>, lookup: &RunLookup) -> Statement {
+    let (column, key) = match lookup.key {
+        RunKey::Id(id) => (RunColumn::Id, id.to_string()),
+        RunKey::Friendly(id) => (RunColumn::FriendlyId, id.to_string()),
+        RunKey::Unrouted(id) => (RunColumn::FriendlyId, id.to_string()),
     };
-    let mut rows = S::TaskRun::rows().filter(named);
-    if let Some(environment) = &lookup.environment {
-        rows = rows.filter(RunColumn::RuntimeEnvironmentId.eq(environment.as_str()));
-    }
-    rows.into_query()
+    let environment = lookup.environment.as_ref();
+    let query = || {
+        let mut query = S::TaskRun::rows().filter(column.into_expr().eq(Expr::cust("$1"))).into_query();
+        if environment.is_some() {
+            query.and_where(RunColumn::RuntimeEnvironmentId.into_expr().eq(Expr::cust("$2")));
+        }
+        query
+    };
+    let text = usize::from(matches!(column, RunColumn::FriendlyId)) + 2 * usize::from(environment.is_some());
+    let values = [key.into()].into_iter().chain(environment.map(|environment| environment.as_str().into()));
+    text_of(&store.texts.run[text], query, values)
 }
 
 pub(super) async fn find_run_where<S: Schema>(
@@ -89,8 +96,10 @@ pub(super) async fn find_runs_by_ids<S: Schema>(
     let mut found = HashMap::with_capacity(ids.len());
     for chunk in ids.chunks(CHUNK) {
         let texts = chunk.iter().map(RunId::to_string).collect();
-        let query = S::TaskRun::rows().filter(any_of(RunColumn::Id, texts)).into_query();
-        for run in store.database.all::<Run>(operation, read, &query).await? {
+        let any =
+            || S::TaskRun::rows().filter(RunColumn::Id.into_expr().eq(PgFunc::any(Expr::cust("$1")))).into_query();
+        let statement = text_of(&store.texts.runs, any, [text_array(texts)]);
+        for run in store.database.fetch::<Run>(operation, read, statement).await? {
             let id = run.id.parse().map_err(|_| {
                 // The row was found by this very text, so it parses; a row that does not is not ours to read.
                 let error = DbErr::Type(String::new());

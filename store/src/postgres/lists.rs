@@ -82,7 +82,7 @@ impl<S: Schema> Lists for PgRunStore<S> {
                 CopiesFilter::Snapshots => copies::<S::Snapshot, Snapshot>(Condition::all(), ids, names),
                 CopiesFilter::Edges => copies::<S::Edge, Edge>(Condition::all(), ids, names),
             };
-            found.extend(self.database.all::<Copied>("find_copies", read, &query).await?);
+            found.extend(self.database.named::<Copied>("find_copies", read, &query).await?);
         }
         Ok(found)
     }

@@ -16,10 +16,12 @@ mod input;
 mod keys;
 mod lists;
 mod relations;
+mod rows;
 mod schema;
 mod snapshot_write;
 mod snapshots;
 mod tags;
+mod texts;
 mod transition;
 mod transitions;
 mod units;
@@ -65,9 +67,10 @@ pub(crate) use finds::check;
 pub(crate) use input::{check_snapshot, within};
 pub(crate) use keys::{check_clearing, check_keys, distinct};
 pub(crate) use lists::Filter;
+pub(crate) use rows::{Columns, Row};
 pub use schema::{ControlPlane, Pair, RunOps, Schema, Twin};
 pub(crate) use snapshots::{CHECKPOINT_PREFIX, LINKED};
-use transition::Texts;
+use texts::Texts;
 pub(crate) use waitpoints::check_selection;
 
 /// The run store over one database, whose schema is `S`.

@@ -12,6 +12,7 @@ use super::input::within;
 use super::relations::{ID, KEY};
 use super::schema::{Schema, Twin, text_array};
 use super::snapshot_write::create_execution_snapshot;
+use super::texts::text_of;
 use super::transition::newest_valid;
 use crate::error::{Result, StoreError};
 use crate::find::Direction;
@@ -85,12 +86,10 @@ async fn find_latest<S: Schema>(
     if run.residency() != S::RESIDENCY {
         return Ok(None);
     }
-    let mut query = newest_valid::<S>(Expr::val(run.as_str()));
-    if let Some(environment) = environment {
-        // All snapshots of a run carry the same environment, so this hides the run and never an older snapshot.
-        query.and_where(SnapshotColumn::EnvironmentId.eq(environment.as_ref()));
-    }
-    store.database.one("find_latest_execution_snapshot", read, &query).await
+    let statement = text_of(&store.texts.latest, || newest_valid::<S>(Expr::cust("$1")), [run.as_str().into()]);
+    let latest: Option<Snapshot> = store.database.fetch("find_latest_execution_snapshot", read, statement).await?.pop();
+    // All snapshots of a run carry the same environment, so this hides the run and never an older snapshot.
+    Ok(latest.filter(|latest| environment.is_none_or(|environment| latest.environment_id == environment.as_str())))
 }
 
 async fn find_one<S: Schema>(store: &PgRunStore<S>, lookup: &SnapshotLookup, read: Read) -> Result<Option<Snapshot>> {

@@ -31,22 +31,22 @@
 //! write) repeats it with the same snapshot id: if that is the run's current snapshot and follows the one the caller
 //! acted on, the first call was committed, and the same answer is given again, effects included.
 
-use std::sync::OnceLock;
-
 use sea_orm::prelude::DateTimeWithTimeZone;
 use sea_orm::sea_query::{
-    CommonTableExpression, Expr, ExprTrait, Func, LockType, Order as SqlOrder, PostgresQueryBuilder, Query,
-    SelectStatement, SubQueryStatement, UpdateStatement, WithClause, WithQuery,
+    CommonTableExpression, Expr, ExprTrait, Func, LockType, Order as SqlOrder, Query, SelectStatement,
+    SubQueryStatement, UpdateStatement, WithClause, WithQuery,
 };
 use sea_orm::{
-    ColumnTrait, DbBackend, DbErr, EntityName, FromQueryResult, IdenStatic, Iterable, ModelTrait, QueryFilter,
-    QueryResult, QuerySelect, QueryTrait, Statement,
+    ColumnTrait, DbBackend, DbErr, EntityName, IdenStatic, Iterable, ModelTrait, QueryFilter, QueryResult, QuerySelect,
+    QueryTrait,
 };
 
 use super::PgRunStore;
 use super::database::Unit;
 use super::input::{check_snapshot, stamp};
+use super::rows::{Columns, Row};
 use super::schema::{Schema, Twin, text_array};
+use super::texts::text_of;
 use crate::create::SnapshotDetails;
 use crate::error::{Entity, ErrorKind, Result};
 use crate::ids::{BatchId, EdgeId, RunId, SnapshotId, WaitpointId};
@@ -412,12 +412,6 @@ fn expect_snapshot(from: &SnapshotId, current: Option<&Snapshot>) -> Result<(), 
     }
 }
 
-/// Texts of statements that are always the same.
-#[derive(Default)]
-pub(super) struct Texts {
-    seen: OnceLock<String>,
-}
-
 /// Prefix of the snapshot's columns where a run is read with its snapshot.
 const SNAPSHOT: &str = "s_";
 
@@ -427,17 +421,17 @@ pub(super) async fn read_seen<S: Schema>(
     operation: Operation,
     id: &RunId,
 ) -> Result<Option<Seen>> {
-    let text = store.texts.seen.get_or_init(|| seen_query::<S>().to_string(PostgresQueryBuilder));
-    let statement = Statement::from_sql_and_values(DbBackend::Postgres, text, [id.as_str().into()]);
+    let statement = text_of(&store.texts.seen, seen_query::<S>, [id.as_str().into()]);
     let rows = store.database.rows(operation.name(), Read::Primary, statement).await?;
     let seen = rows.first().map(decode_seen).transpose();
     seen.map_err(|error| store.database.decode_error(operation.name(), &error))
 }
 
 fn decode_seen(row: &QueryResult) -> Result<Seen, DbErr> {
-    let (snapshot, waitpoint) = decode_snapshot(row)?;
-    let version = Some(row.try_get("", "version")?);
-    Ok(Seen { run: Run::from_query_result(row, "")?, snapshot, waitpoint, version })
+    let mut columns = Columns::of(row)?;
+    let run = Run::read(&mut columns)?;
+    let (snapshot, waitpoint) = decode_snapshot(&mut columns)?;
+    Ok(Seen { run, snapshot, waitpoint, version: Some(columns.value()?) })
 }
 
 /// A statement with one parameter, the run's id.
@@ -450,8 +444,8 @@ fn seen_query<S: Schema>() -> SelectStatement {
     }
     let version = Expr::col((run.table_name(), "xmin")).cast_as("text");
     query
-        .expr_as(version, "version")
         .expr_as(Expr::SubQuery(None, Box::new(pending_waitpoint::<S>(id()).into())), "pending_waitpoint_id")
+        .expr_as(version, "version")
         .join_lateral(sea_orm::sea_query::JoinType::LeftJoin, newest_valid::<S>(id()), "snapshot", Expr::cust("TRUE"))
         .and_where(id().eq(Expr::cust("$1")));
     query
@@ -484,14 +478,14 @@ pub(super) async fn current_snapshot<S: Schema>(
         );
     let rows = unit.rows(DbBackend::Postgres.build(&query)).await?;
     let Some(row) = rows.first() else { return Ok((None, None)) };
-    decode_snapshot(row).map_err(|error| unit.decode_error(&error))
+    let decoded = Columns::of(row).and_then(|mut columns| decode_snapshot(&mut columns));
+    decoded.map_err(|error| unit.decode_error(&error))
 }
 
-fn decode_snapshot(row: &QueryResult) -> Result<(Option<Snapshot>, Option<WaitpointId>), DbErr> {
-    let has_snapshot: Option<String> = row.try_get(SNAPSHOT, "id")?;
-    let snapshot = has_snapshot.map(|_| Snapshot::from_query_result(row, SNAPSHOT)).transpose()?;
-    let waitpoint: Option<String> = row.try_get("", "pending_waitpoint_id")?;
-    Ok((snapshot, waitpoint.as_deref().map(WaitpointId::stored)))
+fn decode_snapshot(columns: &mut Columns<'_>) -> Result<(Option<Snapshot>, Option<WaitpointId>), DbErr> {
+    let snapshot = columns.joined()?;
+    let waitpoint: Option<&str> = columns.value()?;
+    Ok((snapshot, waitpoint.map(WaitpointId::stored)))
 }
 
 /// The newest valid snapshot of a run: latest by `created_at`, greatest id among equals.

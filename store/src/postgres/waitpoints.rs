@@ -115,8 +115,8 @@ impl<S: Schema> Waitpoints for PgRunStore<S> {
     ) -> Result<CompletionPlace> {
         let mut query = S::Waitpoint::rows().select_only().filter(WaitpointColumn::Id.eq(id.as_str())).into_query();
         query.expr_as(Expr::cust("1"), "one");
-        let found = self.database.one::<Something>("for_waitpoint_completion", Read::Primary, &query).await?;
-        Ok(match found {
+        let found = self.database.named::<Something>("for_waitpoint_completion", Read::Primary, &query).await?;
+        Ok(match found.first() {
             Some(Something) => CompletionPlace::Found(S::RESIDENCY),
             None => CompletionPlace::Nowhere(S::RESIDENCY),
         })
@@ -214,7 +214,7 @@ async fn write_rows<S: Schema, M: FromQueryResult + Sync>(
         return Ok((rows, effects));
     }
     let unit = store.database.begin(operation).await?;
-    let rows = unit.all(statement).await?;
+    let rows = unit.named(statement).await?;
     let mut effects = effects(&rows);
     if !effects.is_empty() {
         store.run_hook(&unit, &mut effects).await?;
@@ -527,7 +527,7 @@ async fn find_by_ids<S: Schema, M: FromQueryResult>(
     let mut found = HashMap::with_capacity(ids.len());
     for chunk in ids.chunks(CHUNK) {
         let query = rows.clone().and_where(any_id(chunk)).to_owned();
-        let rows = store.database.all::<M>(operation, read, &query).await?;
+        let rows = store.database.named::<M>(operation, read, &query).await?;
         found.extend(rows.into_iter().map(|row| (WaitpointId::stored(id_of(&row)), row)));
     }
     Ok(found)
@@ -757,7 +757,7 @@ async fn ids_of<S: Schema>(
     query: &SelectStatement,
     read: Read,
 ) -> Result<Vec<String>> {
-    let rows = store.database.all::<Id>(operation, read, query).await?;
+    let rows = store.database.named::<Id>(operation, read, query).await?;
     Ok(rows.into_iter().map(|row| row.id).collect())
 }
 

@@ -1,5 +1,5 @@
-//! The rest of `store/src/generated/`: the compile-time proof that both crates' rows are the same, and the
-//! versions of the schemas all this was generated from.
+//! The rest of `store/src/generated/`: the compile-time proof that both crates' rows are the same, how rows are read, and
+//! the versions of the schemas all this was generated from.
 
 use std::fmt::Write as _;
 
@@ -36,6 +36,41 @@ pub(crate) fn render_parity(control_plane: &Catalogue, run_ops: &Catalogue) -> a
     ))
 }
 
+/// Writes `rows.rs`: how the rows of the shared tables are read by position, in the order of their columns.
+pub(crate) fn render_rows(catalogue: &Catalogue) -> anyhow::Result<String> {
+    let mut rows = String::new();
+    for table in RUN_TABLES {
+        let columns = &catalogue.tables.get(table).with_context(|| format!("no table {table}"))?.columns;
+        let mut fields = String::new();
+        let width = written(columns).count();
+        for column in written(columns) {
+            let reads = if catalogue.enums.contains_key(&column.data_type) { "label" } else { "value" };
+            writeln!(fields, "{}: columns.{reads}()?,", field_name(&column.name))?;
+        }
+        write!(
+            rows,
+            "\nimpl Row for {table}::Model {{\n\
+                 const WIDTH: usize = {width};\n\n\
+                 fn read(columns: &mut Columns<'_>) -> Result<Self, DbErr> {{\n\
+                     Ok(Self {{\n{fields}}})\n\
+                 }}\n\
+             }}\n"
+        )?;
+    }
+    Ok(format!(
+        "//! How whole rows of the shared tables are read: by position, in the order in which an entity selects its columns.\n\n\
+         use entities_control::{{{}}};\n\
+         use sea_orm::DbErr;\n\n\
+         use crate::postgres::{{Columns, Row}};\n{rows}",
+        RUN_TABLES.join(", ")
+    ))
+}
+
+/// The columns that an entity has: one that the database computes is none of them.
+fn written(columns: &[Column]) -> impl Iterator<Item = &Column> {
+    columns.iter().filter(|column| !column.generated || column.default.is_none())
+}
+
 /// Maps every label of an enum type onto the other crate's, in both directions.
 fn enum_twin(name: &str, labels: &[String]) -> anyhow::Result<String> {
     let rust_name = name.to_upper_camel_case();
@@ -69,7 +104,7 @@ fn enum_twin(name: &str, labels: &[String]) -> anyhow::Result<String> {
 fn row_twin(table: &str, columns: &[Column], catalogue: &Catalogue) -> anyhow::Result<String> {
     let mut fields = String::new();
     let mut values = String::new();
-    for column in columns.iter().filter(|column| !column.generated || column.default.is_none()) {
+    for column in written(columns) {
         let field = field_name(&column.name);
         write!(fields, "{field}, ")?;
         match catalogue.enums.contains_key(&column.data_type) {
@@ -111,6 +146,7 @@ pub(crate) fn render_module() -> String {
     "//! What the store knows of the two schemas, written from them.\n\n\
      pub(crate) mod constraints;\n\
      mod parity;\n\
+     mod rows;\n\
      pub(crate) mod schema_version;\n"
         .to_owned()
 }
