@@ -36,11 +36,12 @@ struct Inner {
 /// What became of the change that the failed operation was to make.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Change {
-    /// Nothing was written. The operation may be repeated once its cause is gone.
+    /// Nothing was written, in any database. The operation may be repeated once its cause is gone.
     NotApplied,
     /// The connection was lost while the change was being committed: it may have been applied or not. Read the row on
-    /// the primary before repeating the operation. Of an operation that commits in several steps, the fault may have met a
-    /// later one: such an operation says so, and is simply repeated.
+    /// the primary before repeating the operation. Of an operation that commits in several steps, in several databases
+    /// or for each 1,000 ids, the fault may have met one of them while others were carried out: such an operation is
+    /// simply repeated.
     Unknown,
 }
 
@@ -117,7 +118,7 @@ pub enum ErrorKind {
     /// A page cursor cannot be used for this list.
     #[error("the page cursor {0}")]
     InvalidCursor(CursorFault),
-    /// A transition hook failed; the whole transition was rolled back.
+    /// A transition hook failed; the whole transaction it was called in was rolled back.
     #[error("the transition hook failed: {0}")]
     HookFailed(&'static str),
     /// Another caller is creating a run with this idempotency key and did not finish in time.
@@ -444,10 +445,18 @@ impl StoreError {
     /// Says that steps before this one are committed: a fault leaves the operation half-way. A refusal stays what it is.
     #[must_use]
     pub(crate) fn after_a_change(mut self) -> Self {
-        if self.0.source.is_some() {
+        // A hook that fails is a fault too: it rolls its own transaction back, not those before it.
+        if self.0.source.is_some() || matches!(self.0.kind, ErrorKind::HookFailed(_)) {
             self.0.change = Change::Unknown;
         }
         self
+    }
+
+    /// As [`StoreError::after_a_change`], if anything was changed: for an operation of several statements, each of which
+    /// commits by itself.
+    #[must_use]
+    pub(crate) fn after_a_change_if(self, anything: bool) -> Self {
+        if anything { self.after_a_change() } else { self }
     }
 
     /// Replaces the kind by what it means for the operation at hand.

@@ -6,7 +6,8 @@ use async_trait::async_trait;
 use sea_orm::prelude::DateTimeWithTimeZone;
 use sea_orm::sea_query::extension::postgres::PgFunc;
 use sea_orm::sea_query::{
-    CommonTableExpression, Expr, ExprTrait, Func, LockType, Query, UpdateStatement, Value, WithClause, WithQuery,
+    CommonTableExpression, DeleteStatement, Expr, ExprTrait, Func, LockType, Query, UpdateStatement, Value, WithClause,
+    WithQuery,
 };
 use sea_orm::{
     ActiveEnum, ColumnTrait, Condition, EntityTrait, Iterable, QueryFilter, QueryOrder, QuerySelect, QueryTrait, Select,
@@ -88,7 +89,8 @@ impl<S: Schema> Batches for PgRunStore<S> {
             let named = any_of(BatchColumn::Id, chunk.iter().map(BatchId::to_string).collect());
             let rows = S::Batch::rows().filter(condition.clone().add(named));
             let statement = in_order_of_ids(statement.clone(), rows, BatchColumn::Id);
-            changed += self.database.execute(operation, &statement).await?.rows_affected();
+            let done = self.database.execute(operation, &statement).await;
+            changed += done.map_err(|error| error.after_a_change_if(changed > 0))?.rows_affected();
         }
         Ok(changed)
     }
@@ -374,14 +376,31 @@ pub(super) fn in_order_of_ids<E: EntityTrait>(
     rows: Select<E>,
     id: impl ColumnTrait,
 ) -> WithQuery {
+    let (with, is_locked) = locked(rows, id, LockType::NoKeyUpdate);
+    update.and_where(is_locked);
+    update.with(with)
+}
+
+/// As [`in_order_of_ids`], removes them.
+pub(super) fn delete_in_order_of_ids<E: EntityTrait>(
+    mut delete: DeleteStatement,
+    rows: Select<E>,
+    id: impl ColumnTrait,
+) -> WithQuery {
+    let (with, is_locked) = locked(rows, id, LockType::Update);
+    delete.and_where(is_locked);
+    delete.with(with)
+}
+
+/// A clause that locks rows in the order of their ids, and the condition that a row is one of them.
+fn locked<E: EntityTrait>(rows: Select<E>, id: impl ColumnTrait, lock: LockType) -> (WithClause, Expr) {
     const LOCKED: &str = "locked";
     let mut rows = rows.select_only().expr_as(id.into_expr(), "id").into_query();
-    rows.order_by_expr(id.into_expr(), sea_orm::Order::Asc).lock(LockType::NoKeyUpdate);
-    let locked = Query::select().column("id").from(LOCKED).to_owned();
-    update.and_where(id.into_expr().in_subquery(locked));
+    rows.order_by_expr(id.into_expr(), sea_orm::Order::Asc).lock(lock);
     let mut with = WithClause::new();
     with.cte(CommonTableExpression::new().table_name(LOCKED).query(rows).to_owned());
-    update.with(with)
+    let locked = Query::select().column("id").from(LOCKED).to_owned();
+    (with, id.into_expr().in_subquery(locked))
 }
 
 /// The row of a new batch, with every column said.

@@ -9,6 +9,7 @@ use sea_orm::sea_query::{
 use sea_orm::{ColumnTrait, Condition, DbBackend, EntityName, FromQueryResult, IdenStatic, QueryFilter, QueryTrait};
 
 use super::PgRunStore;
+use super::batches::delete_in_order_of_ids;
 use super::input::{optional, stamp, within};
 use super::schema::{Schema, Twin, text_array};
 use super::waitpoints::{STATE, state_columns};
@@ -107,8 +108,7 @@ async fn write_edges<S: Schema>(store: &PgRunStore<S>, run: &RunId, input: &Bloc
     for chunk in waitpoints.chunks(CHUNK) {
         let statement = edges_and_connections(store, run, input, chunk.to_vec());
         let rows = store.database.write::<Written>(operation, &statement).await;
-        let is_first = written == NewEdges::default();
-        let rows = rows.map_err(|error| if is_first { error } else { error.after_a_change() })?;
+        let rows = rows.map_err(|error| error.after_a_change_if(written != NewEdges::default()))?;
         // No row: there was no run to select from. The foreign key that would say so is in one of the schemas only.
         let row = rows.first().ok_or_else(|| refuse(ErrorKind::NotFound(Entity::Run)))?;
         written.inserted += u64::try_from(row.inserted).unwrap_or_default();
@@ -212,8 +212,10 @@ async fn delete_edges<S: Schema>(store: &PgRunStore<S>, filter: &EdgeFilter) -> 
     let mut removed = 0;
     for condition in conditions::<S>(filter) {
         let mut delete = Query::delete();
-        delete.from_table(S::Edge::default()).cond_where(condition);
-        removed += store.database.execute(operation, &delete).await?.rows_affected();
+        delete.from_table(S::Edge::default());
+        let delete = delete_in_order_of_ids(delete, S::Edge::rows().filter(condition), EdgeColumn::Id);
+        let done = store.database.execute(operation, &delete).await;
+        removed += done.map_err(|error| error.after_a_change_if(removed > 0))?.rows_affected();
     }
     Ok(removed)
 }

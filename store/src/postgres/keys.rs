@@ -111,7 +111,8 @@ async fn clear_runs<S: Schema>(store: &PgRunStore<S>, mut runs: Vec<RunKey>) -> 
                 RunKey::Unrouted(id) => friendly_ids.push(id.to_string()),
             }
         }
-        cleared.extend(clear(store, &sql, [text_array(ids), text_array(friendly_ids), now(store)]).await?);
+        let keys = clear(store, &sql, [text_array(ids), text_array(friendly_ids), now(store)]).await;
+        cleared.extend(keys.map_err(|error| error.after_a_change_if(!cleared.is_empty()))?);
     }
     Ok(cleared)
 }
@@ -123,7 +124,8 @@ async fn clear<S: Schema>(
 ) -> Result<Vec<ClearedKey>> {
     let rows = store.database.write_rows(OPERATION, statement(sql, values)).await?;
     let cleared: Result<_, DbErr> = rows.iter().map(cleared).collect();
-    cleared.map_err(|error| store.database.decode_error(OPERATION, &error))
+    // What cannot be read was cleared all the same.
+    cleared.map_err(|error| store.database.decode_error(OPERATION, &error).after_a_change())
 }
 
 fn now<S: Schema>(store: &PgRunStore<S>) -> Value {

@@ -1,7 +1,7 @@
 //! Batches: their rows go where their ids say. One that something else has written elsewhere is found there.
 
 use async_trait::async_trait;
-use futures_util::future::try_join_all;
+use futures_util::future::{join_all, try_join_all};
 
 use super::route::Route;
 use super::{Leg, RoutingRunStore, merge};
@@ -47,7 +47,7 @@ impl Batches for RoutingRunStore {
             None => true,
         });
         let asked = asked.map(|leg| leg.store.update_many_batch_task_run(filter, update.clone()));
-        Ok(try_join_all(asked).await?.into_iter().sum())
+        merge::changed(join_all(asked).await)
     }
 
     async fn find_batch_task_run_by_id(&self, batch: &BatchId, read: Read) -> Result<Option<Batch>> {
@@ -135,8 +135,10 @@ impl Batches for RoutingRunStore {
 
     async fn complete_batch_waitpoints(&self, batch: &BatchId, output: WaitpointOutput) -> Result<BatchWaitpoints> {
         let asked = self.legs.iter().map(|leg| leg.store.complete_batch_waitpoints(batch, output.clone()));
+        // Of waitpoints that were complete before a hook may have written something.
+        let written = merge::written(join_all(asked).await, |found| !found.waitpoints.is_empty());
         let mut all = BatchWaitpoints::default();
-        try_join_all(asked).await?.into_iter().for_each(|found| all.absorb(found));
+        written.by_all()?.into_iter().for_each(|found| all.absorb(found));
         Ok(all)
     }
 
@@ -175,7 +177,7 @@ impl Batches for RoutingRunStore {
         check_item_filter(filter).map_err(|kind| StoreError::new(operation, None, kind))?;
         let route = filter.batch.as_ref().map_or(Route::Everywhere, Route::of);
         let asked = self.asked(route).map(|leg| leg.store.update_many_batch_task_run_items(filter, update.clone()));
-        Ok(try_join_all(asked).await?.into_iter().sum())
+        merge::changed(join_all(asked).await)
     }
 
     async fn find_many_batch_task_run_items(&self, of: ItemsOf, read: Read) -> Result<Vec<BatchItem>> {

@@ -4,10 +4,10 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::future::try_join_all;
+use futures_util::future::join_all;
 use tokio::time::{Instant, sleep};
 
-use super::RoutingRunStore;
+use super::{RoutingRunStore, merge};
 use crate::claims::{Claim, ClaimChange, ClaimKey, ClaimMark, ClaimOwner, Claims, Fence, claim_home};
 use crate::create::{CreateRunOutcome, Creation, KeyScope, NewRun};
 use crate::error::{ErrorKind, Result, StoreError};
@@ -45,7 +45,7 @@ impl Claims for RoutingRunStore {
         let buckets = Residency::ALL.into_iter().map(|home| (home, at_home(home)));
         let asked = buckets.filter(|(_, cleared)| !cleared.is_empty());
         let asked = asked.map(|(home, cleared)| async move { self.owner(home).delete_claims(&cleared).await });
-        Ok(try_join_all(asked).await?.into_iter().sum())
+        merge::changed(join_all(asked).await)
     }
 
     async fn fence_run(&self, run: &RunId) -> Result<Fence> {

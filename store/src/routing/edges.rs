@@ -1,11 +1,11 @@
 //! Block edges: they lie beside their run, and their waitpoints anywhere.
 
 use async_trait::async_trait;
-use futures_util::future::try_join_all;
+use futures_util::future::join_all;
 
 use super::lists::Slice;
 use super::route::{self, Route};
-use super::{Leg, RoutingRunStore};
+use super::{Leg, RoutingRunStore, merge};
 use crate::edges::{BlockRun, EdgeFilter, EdgeWithWaitpoint, Edges, NewEdges};
 use crate::error::{Result, StoreError};
 use crate::ids::{RunId, WaitpointId};
@@ -76,7 +76,7 @@ impl Edges for RoutingRunStore {
     async fn delete_many_task_run_waitpoints(&self, filter: &EdgeFilter) -> Result<u64> {
         check_filter(filter).map_err(|kind| StoreError::new("delete_many_task_run_waitpoints", None, kind))?;
         let asked = self.asked(of_filter(filter)).map(|leg| leg.store.delete_many_task_run_waitpoints(filter));
-        Ok(try_join_all(asked).await?.into_iter().sum())
+        merge::changed(join_all(asked).await)
     }
 }
 

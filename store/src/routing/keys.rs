@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use futures_util::future::{join_all, try_join_all};
 
 use super::route::Route;
-use super::{RoutingRunStore, route};
+use super::{RoutingRunStore, merge, route};
 use crate::claims::{ClaimKey, Claims};
 use crate::error::{Result, StoreError};
 use crate::ids::{EnvironmentId, RunId};
@@ -54,13 +54,8 @@ impl IdempotencyKeys for RoutingRunStore {
             }
         };
         let asked = parts.into_iter().map(|(owner, part)| self.owner(owner).clear_idempotency_key(part));
-        let (mut cleared, mut fault) = (Vec::new(), None);
-        for answer in join_all(asked).await {
-            match answer {
-                Ok(keys) => cleared.extend(keys),
-                Err(error) => fault = fault.or(Some(error)),
-            }
-        }
+        let merge::Written { done, fault } = merge::written(join_all(asked).await, |keys| !keys.is_empty());
+        let cleared: Vec<ClearedKey> = done.into_iter().flatten().collect();
         // What was cleared is cleared, whatever became of the rest. A claim that stays is seen through.
         let claims: Vec<(ClaimKey, RunId)> = cleared.iter().map(|cleared| (cleared.key.clone(), cleared.run)).collect();
         if let Err(error) = self.delete_claims(&claims).await {

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use crate::error::{Change, Result, StoreError};
 use crate::find::Order;
 use crate::ids::WaitpointId;
 use crate::pages::{Copied, Cursor, Page};
@@ -12,6 +13,46 @@ use crate::transitions::BatchExpiry;
 /// The first answer that is there. Answers come in the order of precedence.
 pub(super) fn first<T>(answers: Vec<Option<T>>) -> Option<T> {
     answers.into_iter().flatten().next()
+}
+
+/// What became of a write that several databases were told to make, each by itself.
+pub(super) struct Written<T> {
+    /// What those have answered that have made it.
+    pub(super) done: Vec<T>,
+    /// The first fault. It says that nothing was written only if that holds for all of them.
+    pub(super) fault: Option<StoreError>,
+}
+
+/// What the answers to a write amount to. `has_changed` tells whether a database has written anything.
+///
+/// It takes answers, not futures: all databases have to be waited for, also when one has failed. A write that is dropped
+/// half-way may be applied all the same, and nobody could say what it left.
+pub(super) fn written<T>(answers: Vec<Result<T>>, has_changed: impl Fn(&T) -> bool) -> Written<T> {
+    let has_left = |answer: &Result<T>| match answer {
+        Ok(done) => has_changed(done),
+        Err(error) => error.change() == Change::Unknown,
+    };
+    let anything = answers.iter().any(has_left);
+    let (mut done, mut fault) = (Vec::with_capacity(answers.len()), None);
+    for answer in answers {
+        match answer {
+            Ok(answer) => done.push(answer),
+            Err(error) => fault = fault.or(Some(error)),
+        }
+    }
+    Written { done, fault: fault.map(|error: StoreError| error.after_a_change_if(anything)) }
+}
+
+impl<T> Written<T> {
+    /// What was answered, if all have answered.
+    pub(super) fn by_all(self) -> Result<Vec<T>> {
+        self.fault.map_or(Ok(self.done), Err)
+    }
+}
+
+/// How many rows a write has changed, everywhere.
+pub(super) fn changed(answers: Vec<Result<u64>>) -> Result<u64> {
+    Ok(written(answers, |changed| *changed > 0).by_all()?.into_iter().sum())
 }
 
 /// A row, and the place of its database in the order of precedence.

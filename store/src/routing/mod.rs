@@ -72,7 +72,7 @@ impl RoutingRunStore {
     /// Claims idempotency keys with other leases and waits.
     #[must_use]
     pub fn with_claim_policy(self, claims: ClaimPolicy) -> Self {
-        Self { claims, ..self }
+        Self { claims: claims.bounded(), ..self }
     }
 
     /// The store that owns rows of `residency`.

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-use futures_util::future::{BoxFuture, try_join_all};
+use futures_util::future::{BoxFuture, join_all, try_join_all};
 
 use super::route::Route;
 use super::{RoutingRunStore, merge};
@@ -115,7 +115,7 @@ impl Waitpoints for RoutingRunStore {
         let owner = owner.or_else(|| selection.completed_by_batch.as_ref().map(Routable::residency));
         let asked = self.asked(owner.map_or(Route::Everywhere, Route::Owner));
         let changed = asked.map(|leg| leg.store.update_many_waitpoints(selection, update.clone()));
-        Ok(try_join_all(changed).await?.into_iter().sum())
+        merge::changed(join_all(changed).await)
     }
 
     async fn for_waitpoint_completion(&self, id: &WaitpointId, context: &CompletionContext) -> Result<CompletionPlace> {

@@ -20,7 +20,7 @@ use tests::{
 use tokio::{join, time::timeout};
 
 /// How long something may take that is to come to an end at all.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long the store waits for a connection where it is to wait in vain.
 const SHORT: Duration = Duration::from_millis(300);
@@ -39,7 +39,7 @@ fn cancel() -> CancelRun {
 /// Checks what the error of a fault that passes says: what went wrong, what became of the change, and whether to try
 /// again, which is safe where nothing was written.
 #[track_caller]
-fn check_error(what: &str, error: &StoreError, kind: ErrorKind, change: Change) {
+pub(crate) fn check_error(what: &str, error: &StoreError, kind: ErrorKind, change: Change) {
     assert_eq!((error.kind(), error.change()), (&kind, change), "{what}: {error:?}");
     assert_eq!(error.is_retryable(), change == Change::NotApplied, "{what}: {error:?}");
 }
@@ -273,7 +273,7 @@ async fn a_pool_whose_connections_are_all_in_use_is_not_a_server_that_is_away() 
 }
 
 /// Waits until a connection of the store waits for a lock.
-async fn wait_until_blocked(databases: &Databases, side: Side) -> Result<()> {
+pub(crate) async fn wait_until_blocked(databases: &Databases, side: Side) -> Result<()> {
     let blocked = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
                    AND application_name = 'runseam' AND wait_event_type = 'Lock'";
     let settled = async {
@@ -536,7 +536,7 @@ fn ends_batch(sql: &str) -> bool {
 }
 
 /// A split behind proxies, with one connection to each database.
-async fn behind_proxies(databases: &Databases, mode: Mode) -> Result<(Both<Proxy>, Arc<dyn RunStore>)> {
+pub(crate) async fn behind_proxies(databases: &Databases, mode: Mode) -> Result<(Both<Proxy>, Arc<dyn RunStore>)> {
     let proxies = databases.behind_proxies().await?;
     let configure = |config: &mut Config| {
         limit(config, 1, PATIENCE);

@@ -27,6 +27,7 @@ mod lessons;
 mod migrations;
 mod moves;
 mod pages;
+mod partial;
 mod races;
 mod reads;
 mod redaction;
