@@ -30,7 +30,10 @@ pub trait Edges: Send + Sync {
     /// Lists edges, in the order of `(created_at, id)`.
     ///
     /// Routing: the run's database if a run is named, or else every database at the same time; the run-ops copy of an
-    /// edge counts. Statements: one for each database, and 1,000 ids.
+    /// edge counts. With a `limit`, as many rows are read from each.
+    /// Statements: one for each database, and 1,000 ids. Where run-ops gave as many rows as the limit, it is asked in
+    /// one more statement for each 1,000 rows whether it has copies of rows of the other; and where copies gave way so
+    /// that rows are missing, all is asked again for twice as many.
     /// Errors: `InvalidInput` for a filter that names nothing, and above [`MAX_IDS`](crate::MAX_IDS) ids.
     async fn find_many_task_run_waitpoints(
         &self,

@@ -81,7 +81,9 @@ pub trait LoadRelations: Relations {
     ///
     /// Errors: `ControlPlaneOnlyRelation` before any statement; `DanglingBlocker`; `UnclassifiableId` for a row without
     /// a proper run or batch id; `InvalidInput` above [`MAX_IDS`](crate::MAX_IDS) parents, and above as many targets in
-    /// one database. Nothing else bounds what many rows name: the [lists](crate::Lists) give it page by page.
+    /// one database. Nothing else bounds what many rows name. The [lists](crate::Lists) give runs, block edges,
+    /// snapshots of a run and items of a batch page by page; the errors of a batch, attempts, and the waitpoints and
+    /// snapshots that are linked with a row are had as a whole only.
     fn load<P: Sync, L: Load<P>>(
         &self,
         parents: &[P],
@@ -342,7 +344,9 @@ pub enum Reference<T> {
     Unset,
     /// The row it names.
     Found(T),
-    /// It names a row that is not where it would have to be.
+    /// It names a row that is not where it would have to be. On a replica that is no proof: the row may not have come
+    /// yet, and is not looked for on the primary. Only a required edge is, [`EdgeWaitpoint`], whose answer is no
+    /// `Reference`.
     Dangling(Box<str>),
 }
 

@@ -52,14 +52,15 @@ pub trait Runs: Send + Sync {
 
     /// Records a run that was cancelled while it was still buffered outside the database: run and `FINISHED` snapshot.
     ///
-    /// Routing, transaction, errors: as [`create_run`](Runs::create_run). Effects: events.
+    /// Routing, transaction, errors: as [`create_run`](Runs::create_run). Effects: look at the batch, if it has one;
+    /// events.
     async fn create_cancelled_run(&self, input: CreateCancelledRun) -> Result<CreateRunOutcome>;
 
     /// Records a run that failed before it could be created, with status `SYSTEM_FAILURE` and no snapshot, so that its
     /// parent can be told.
     ///
     /// Routing, transaction, errors: as [`create_run`](Runs::create_run). Effects: complete the waitpoint, if one was
-    /// made; events.
+    /// made; look at the batch, if it has one; events.
     async fn create_failed_run(&self, input: CreateFailedRun) -> Result<CreateRunOutcome>;
 
     /// Reads the run that `lookup` names.

@@ -92,7 +92,10 @@ pub trait Snapshots: Relations {
     ///
     /// Routing: the owner of the run; snapshots that are named by their ids alone are looked for in every database, and
     /// the run-ops copy wins.
-    /// Statements: one for each database and 1,000 ids. Errors: `InvalidInput` above [`MAX_IDS`](crate::MAX_IDS) ids.
+    /// Statements: one for each database and 1,000 ids. With a limit, as many rows are read from each. Where run-ops
+    /// gave as many, it is asked in one more statement for each 1,000 rows whether it has copies of rows of the other;
+    /// and where copies gave way so that rows are missing, all is asked again for twice as many.
+    /// Errors: `InvalidInput` above [`MAX_IDS`](crate::MAX_IDS) ids.
     async fn find_many_execution_snapshots(&self, query: &FindSnapshots, read: Read) -> Result<Vec<Snapshot>>;
 
     /// Reads the ids of the waitpoints whose completion made a snapshot, each once, in order. The waitpoints need not

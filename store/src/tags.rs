@@ -17,7 +17,8 @@ pub trait WaitpointTags: Send + Sync {
     /// the new one, or the one that was there, unchanged.
     ///
     /// Routing: `at`, the database of the waitpoint that is tagged.
-    /// Transaction: one statement, one round trip; nothing is written where the tag exists.
+    /// Transaction: one statement, one round trip; nothing is written where the tag exists. A call that meets its own id
+    /// at the same moment makes it once more.
     /// Errors: `InvalidInput`; `UniqueViolation` for an id that another tag has; `WrongStore` on a store that is not
     /// `at`'s.
     async fn upsert_waitpoint_tag(&self, tag: NewWaitpointTag, at: Residency) -> Result<WaitpointTag>;

@@ -35,7 +35,12 @@ pub use moves::{
 /// at all.
 ///
 /// **Repeating.** A caller that lost an answer repeats the call. A transition that was committed is recognized by the
-/// snapshot id that the caller minted ([`SnapshotDetails::id`]) and answers as it did the first time, effects included.
+/// snapshot id that the caller minted ([`SnapshotDetails::id`]). While that snapshot is the run's current one, the call
+/// answers as it did the first time, effects included. Once the run has gone on, it is like any call that comes too
+/// late: `StaleSnapshot` if it names a snapshot to start from, or else whatever the state of the run calls for. A
+/// method that takes no snapshot id does not know its own work again: [`expire_run`](Transitions::expire_run) and
+/// [`expire_runs_batch`](Transitions::expire_runs_batch) find a run that has expired, and give no effects but the
+/// wake-ups; [`finalize_run`](Transitions::finalize_run) writes its columns once more.
 #[async_trait]
 pub trait Transitions: Send + Sync {
     /// Claims a dequeued run for a worker version: run row, `PENDING_EXECUTING` snapshot and the completed links of the

@@ -31,7 +31,9 @@
 //! cannot be marked; the block is refused, and repeated once the run executes.
 //!
 //! An edge that B1 found and that R3 removes at the same moment is no loss: its waitpoint is complete, so B3 does not count
-//! it, and the snapshot of R3 has told the worker about it.
+//! it, and the snapshot of R3 names it. Only that one does. A worker that asks what happened since an earlier snapshot,
+//! and asks after B2, gets R3's snapshot without its waitpoints, for only the last one has them: it has to read them by
+//! the id of that snapshot.
 //!
 //! **Two resumers, two completers.** Of two R3 that have read the same version one writes; the other finds another version,
 //! and at its next try a run that is not marked, or other edges. Of two C1 one changes the row; the other returns what was
@@ -50,6 +52,7 @@ use async_trait::async_trait;
 use crate::create::SnapshotDetails;
 use crate::edges::{BlockRun, EdgeWithWaitpoint};
 use crate::error::{ErrorKind, InputProblem, Result, StoreError};
+use crate::generated::constraints::Constraint;
 use crate::ids::{BatchId, EnvironmentId, RunId, SnapshotId, WaitpointId};
 use crate::lifecycle::{Effect, Operation, Transition, in_order};
 use crate::model::{ExecutionStatus, Run, RunStatus, WaitpointStatus};
@@ -110,10 +113,12 @@ pub trait Waiting: Waitpoints {
     /// A waitpoint that is there does not prove that the run is blocked: whoever made it may have died. So the run is
     /// blocked in either case, which changes nothing if it is blocked already. Nor does a pending waitpoint prove that the
     /// batch goes on: it may have ended before the waitpoint was made.
-    /// Statements: one, and those of [`block_run`](Waiting::block_run).
+    /// Statements: those of [`upsert_waitpoint`](Waitpoints::upsert_waitpoint) and [`block_run`](Waiting::block_run).
     /// Effects: those of [`block_run`](Waiting::block_run), and a look at the batch if its waitpoint is pending.
     /// Errors: those of [`block_run`](Waiting::block_run) and [`upsert_waitpoint`](Waitpoints::upsert_waitpoint):
-    /// `NotFound` if there is no such batch, `CrossStoreReference` if it belongs to another database than the run.
+    /// `NotFound` if the environment has no such batch, `CrossStoreReference` if it belongs to another database than
+    /// the run; `UniqueViolation` if a waitpoint that the batch does not complete has the batch's id as its key. In all
+    /// of these cases the run is not blocked.
     async fn block_run_with_created_batch(&self, run: &RunId, input: BlockRunWithBatch) -> Result<BlockedByBatch> {
         let operation = "block_run_with_created_batch";
         let named = |error: StoreError| error.in_operation(operation);
@@ -134,6 +139,11 @@ pub trait Waiting: Waitpoints {
             return Err(StoreError::new(operation, None, kind));
         }
         let upserted = self.upsert_waitpoint(new).await.map_err(named)?;
+        // A user can give a token any key. Whoever completes it must not pass for the batch.
+        if upserted.waitpoint.completed_by_batch_id.as_deref() != Some(batch.as_str()) {
+            let kind = ErrorKind::UniqueViolation(Some(Constraint::UqWaitpointEnvIdemKey));
+            return Err(StoreError::new(operation, Some(home), kind));
+        }
         let waitpoint = WaitpointId::stored(&upserted.waitpoint.id);
         let block = BlockRun { batch: Some(batch), ..BlockRun::by(vec![waitpoint.clone()], project) };
         let mut blocked = self.block_run(run, block, snapshot).await.map_err(|error| named(error).after_a_change())?;
@@ -161,11 +171,12 @@ pub trait Waiting: Waitpoints {
     /// checkpoint. In any other state nothing happens. A run without edges is not held up.
     ///
     /// Statements: one for the edges, one on the other database if it has waitpoints, and two for the transition; again
-    /// from the start if the edges have changed meanwhile.
+    /// from the start if the edges have changed meanwhile. A run that is held up costs the edges alone; with `from` or
+    /// the id of a snapshot also a refusal's round trips, for the run has to be looked at.
     /// Effects: tell the worker, or publish the run.
     /// Errors: `DanglingBlocker` if an edge names a waitpoint that is nowhere, or that belongs to another environment;
-    /// `IllegalTransition` for a suspended run without a checkpoint; `StaleSnapshot` if `from` is not the current one, or
-    /// if the edges kept changing.
+    /// `IllegalTransition` for a suspended run without a checkpoint; `StaleSnapshot` if `from` is not the current one,
+    /// whether the run is held up or not, or if the edges kept changing.
     async fn resume_unblocked_run(&self, run: &RunId, input: ResumeRun) -> Result<ResumeOutcome> {
         let operation = Operation::ResumeUnblockedRun.name();
         check_snapshot(&input.snapshot).map_err(|kind| StoreError::new(operation, None, kind))?;

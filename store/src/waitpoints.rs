@@ -36,18 +36,19 @@ pub trait Waitpoints: Edges {
     ///
     /// Routing: `input.placement`. Statements: one; with a [`TransitionHook`](crate::TransitionHook) a transaction.
     /// Effects: arm its date or time-out.
-    /// Errors: `CrossStoreReference` if the run or batch that completes it belongs to another database than the place;
-    /// `NotFound` if that run or batch does not exist; `WrongStore` on a store that does not have the place;
-    /// `UniqueViolation` for an id that exists. A taken key, and a run that has a waitpoint already, are outcomes.
+    /// Errors: `CrossStoreReference` if the batch that completes it belongs to another database than the place;
+    /// `NotFound` if the environment has no such batch; `WrongStore` on a store that does not have the place;
+    /// `UniqueViolation` for an id that exists. A taken key is an outcome.
     async fn create_waitpoint(&self, input: NewWaitpoint) -> Result<CreateWaitpointOutcome>;
 
     /// Makes a waitpoint, unless there is one with its key in the same database: then that one is returned, unchanged.
     /// Concurrent callers get the same row.
     ///
     /// An expired key counts here; [`get_or_create_waitpoint`](Waitpoints::get_or_create_waitpoint) minds it.
-    /// Routing, statements, effects, errors: as [`create_waitpoint`](Waitpoints::create_waitpoint); a run that has a
-    /// waitpoint already is a `UniqueViolation`. The effects are given for a row that was there, too, while it is pending:
-    /// whoever made it may have died before the timer was armed.
+    /// Routing, statements, effects, errors: as [`create_waitpoint`](Waitpoints::create_waitpoint). Where the id is
+    /// taken the statement is sent once more: a call with the same id may have made the same waitpoint at that moment.
+    /// An id that a waitpoint with another key has is a `UniqueViolation`. The effects are given for a row that was
+    /// there, too, while it is pending: whoever made it may have died before the timer was armed.
     async fn upsert_waitpoint(&self, input: NewWaitpoint) -> Result<UpsertedWaitpoint>;
 
     /// The waitpoint with the user's key, or a new one: what a retried wait calls.
@@ -112,10 +113,10 @@ pub trait Waitpoints: Edges {
     async fn get_or_create_run_waitpoint(&self, run: &RunId) -> Result<UpsertedWaitpoint> {
         let operation = "get_or_create_run_waitpoint";
         let RunWaitpoint { run: seen, upserted } = self.ensure_run_waitpoint(run).await?;
-        let is_over = is_final(seen.status) && seen.completed_at.is_some();
-        if !is_over || upserted.waitpoint.status == WaitpointStatus::Completed {
+        if !seen.is_over() {
             return Ok(upserted);
         }
+        // Also if it is complete: whoever completed it may have died before those who wait were told.
         let id = WaitpointId::stored(&upserted.waitpoint.id);
         let completion = CompleteWaitpoint::beside(*run, output_of(&seen));
         let done = self.complete_waitpoint(&id, completion).await;
@@ -478,6 +479,15 @@ pub struct RunEnd {
     pub output_type: String,
     /// Its error.
     pub error: Option<serde_json::Value>,
+}
+
+impl RunEnd {
+    /// Whether the run has ended. Its status tells, for there are ends that write nothing else. But a run whose worker
+    /// has been asked to stop is `CANCELED` before it is over; what ends it then says when.
+    fn is_over(&self) -> bool {
+        let is_being_cancelled = self.status == RunStatus::Canceled && self.completed_at.is_none();
+        is_final(self.status) && !is_being_cancelled
+    }
 }
 
 /// What became of [`Waitpoints::retire_waitpoint_key`].

@@ -4,9 +4,9 @@ use std::collections::VecDeque;
 
 use anyhow::{Result, bail};
 use store::{
-    BatchCompletion, BlockRun, CompleteWaitpoint, CompletionContext, CompletionRoute, CreateWaitpointOutcome,
-    EdgeFilter, Effect, NewWaitpoint, Placement, Read, Residency, ResumeOutcome, ResumeRun, RunId, RunStore,
-    StoreError, UpsertedWaitpoint, Waitpoint, WaitpointId, WaitpointKind, WaitpointOutput,
+    BatchCompletion, BlockRun, CompleteWaitpoint, CompletionContext, CompletionRoute, CreateWaitpointOutcome, Effect,
+    NewWaitpoint, Placement, Residency, ResumeOutcome, ResumeRun, RunId, RunStore, StoreError, UpsertedWaitpoint,
+    Waitpoint, WaitpointId, WaitpointKind, WaitpointOutput,
 };
 
 use crate::runs::{Home, side_of};
@@ -104,10 +104,7 @@ pub async fn carry_out_and_tell(
                 asked.extend(done.effects);
             }
             Effect::WakeWaiters { waitpoint } => {
-                let filter = EdgeFilter { waitpoint: Some(waitpoint), ..EdgeFilter::default() };
-                let edges = store.find_many_task_run_waitpoints(&filter, None, Read::Primary).await?;
-                let waiting = edges.iter().filter_map(|edge| edge.task_run_id.parse().ok());
-                asked.extend(waiting.map(|run| Effect::ContinueRun { run }));
+                asked.extend(store.wake_waiters(&waitpoint, None).await?.effects);
             }
             Effect::ContinueRun { run } => {
                 takes_on(run);

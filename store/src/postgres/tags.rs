@@ -7,13 +7,15 @@ use super::PgRunStore;
 use super::input::{indexed, required, stamp};
 use super::schema::Schema;
 use crate::error::{ErrorKind, Result, StoreError};
+use crate::generated::constraints::Constraint;
 use crate::ids::WaitpointTagId;
 use crate::model::WaitpointTag;
 use crate::residency::Residency;
 use crate::tags::{NewWaitpointTag, WaitpointTags};
 
 /// A tag that exists is only read. One that somebody else makes at the same moment is not seen by the read; the insert
-/// waits for it, and updates it to what it is so that it is returned.
+/// waits for it, and updates it to what it is so that it is returned. That is by its name: one with the same id, too,
+/// can be met in the index of ids first, which is a violation.
 static UPSERT: &str = "WITH existing AS (
     SELECT id, name, environment_id, project_id, created_at FROM waitpoint_tag WHERE environment_id = $3 AND name = $2
 ), made AS (
@@ -41,7 +43,13 @@ impl<S: Schema> WaitpointTags for PgRunStore<S> {
             stamp(self.clock.now()).into(),
         ];
         let statement = Statement::from_sql_and_values(DbBackend::Postgres, UPSERT, values);
-        let mut rows = self.database.write_raw::<WaitpointTag>(operation, statement).await?;
+        let mut written = self.database.write_raw::<WaitpointTag>(operation, statement.clone()).await;
+        let pkey = ErrorKind::UniqueViolation(Some(Constraint::WaitpointTagPkey));
+        if written.as_ref().is_err_and(|error| *error.kind() == pkey) {
+            // If the row with this id is the same tag, made at the same moment, it is there to be read now.
+            written = self.database.write_raw::<WaitpointTag>(operation, statement).await;
+        }
+        let mut rows = written?;
         // One of the two parts has the row.
         rows.pop().ok_or_else(|| self.database.decode_error(operation, &DbErr::Type("a tag".to_owned())))
     }

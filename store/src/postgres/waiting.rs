@@ -87,8 +87,8 @@ async fn resume_run_with_edges<S: Schema>(
     let pending = pending_of(edges);
     let operation = Operation::ResumeUnblockedRun;
     let ResumeRun { from, snapshot } = input;
-    // Nothing can have been committed under an id that is not there yet.
-    if !pending.is_empty() && snapshot.id.is_none() {
+    // Nothing can have been committed under an id that is not there yet, and no snapshot is to be compared.
+    if !pending.is_empty() && snapshot.id.is_none() && from.is_none() {
         return Ok(ResumeOutcome::StillBlocked { pending });
     }
     let found: Vec<EdgeId> = edges.iter().map(|edge| EdgeId::stored(&edge.edge.id)).collect();

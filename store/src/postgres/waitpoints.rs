@@ -179,7 +179,12 @@ fn is_taken(error: &StoreError, constraint: Constraint) -> bool {
     *error.kind() == ErrorKind::UniqueViolation(Some(constraint))
 }
 
-/// Writes one row, with one statement.
+/// Whether a row that is there has the id of the new one.
+fn has_its_id(error: &StoreError) -> bool {
+    is_taken(error, Constraint::WaitpointPkey) || is_taken(error, Constraint::UqWaitpointFriendlyId)
+}
+
+/// Writes one row, with one statement; with another one if it met a row that was written at the same moment.
 async fn insert_waitpoint<S: Schema>(
     operation: &'static str,
     store: &PgRunStore<S>,
@@ -191,10 +196,16 @@ async fn insert_waitpoint<S: Schema>(
     let kind = input.kind;
     let row = new_row(input, stamp(store.clock.now()));
     let statement = insert::<S>(kind, &row, conflict);
-    let (rows, effects) =
-        write_rows::<S, Waitpoint>(store, operation, &statement, |rows| rows.iter().flat_map(timers).collect()).await?;
+    let armed = |rows: &[Waitpoint]| rows.iter().flat_map(timers).collect::<Vec<_>>();
+    let mut written = write_rows::<S, Waitpoint>(store, operation, &statement, armed).await;
+    if conflict == Conflict::Return && written.as_ref().is_err_and(has_its_id) {
+        // The statement minds a taken key only. A call with the same id at the same moment can have got into the index
+        // of ids first, and not into that of keys yet; it has ended by now, and its row is found by the key.
+        written = write_rows::<S, Waitpoint>(store, operation, &statement, armed).await;
+    }
+    let (rows, effects) = written?;
     let Some(waitpoint) = rows.into_iter().next() else {
-        // The batch that is to complete it is not there; all others are inserted whatever there is.
+        // The environment does not have the batch that is to complete it; all others are inserted whatever there is.
         return Err(refuse(ErrorKind::NotFound(Entity::Batch)));
     };
     let made = if waitpoint.id == row.id { Made::Now } else { Made::Before };
@@ -286,14 +297,18 @@ fn new_row(input: NewWaitpoint, now: DateTimeWithTimeZone) -> Waitpoint {
     }
 }
 
-/// Inserts the row if the batch that completes it exists, and returns it, or the row that has its key.
+/// Inserts the row if the batch that completes it exists in its environment, and returns it, or the row that has its
+/// key.
 fn insert<S: Schema>(kind: WaitpointKind, row: &Waitpoint, conflict: Conflict) -> WithQuery {
     const OWNER: &str = "owner";
     let mut owner = Query::select();
     owner.expr_as(Expr::cust("1"), "one");
     match kind {
         WaitpointKind::Batch(batch) => {
-            owner.from(S::Batch::default()).and_where(BatchColumn::Id.eq(batch.as_str()));
+            owner
+                .from(S::Batch::default())
+                .and_where(BatchColumn::Id.eq(batch.as_str()))
+                .and_where(BatchColumn::RuntimeEnvironmentId.eq(row.environment_id.as_str()));
         }
         WaitpointKind::Manual { .. } | WaitpointKind::DateTime { .. } => {}
     }
@@ -313,6 +328,11 @@ fn insert<S: Schema>(kind: WaitpointKind, row: &Waitpoint, conflict: Conflict) -
 /// A column of the table itself.
 fn own<S: Schema>(column: WaitpointColumn) -> Expr {
     Expr::col((S::Waitpoint::default().table_name(), column.as_str()))
+}
+
+/// The moment of a change. Whoever wrote the row before may have a clock that is ahead of this one.
+fn not_back(now: DateTimeWithTimeZone) -> Expr {
+    Expr::cust_with_values("GREATEST(waitpoint.updated_at, $1)", [now])
 }
 
 fn returning<S: Schema>(insert: &mut InsertStatement) {
@@ -369,7 +389,7 @@ async fn retire_waitpoint_key<S: Schema>(
         .table(S::Waitpoint::default())
         .value(WaitpointColumn::InactiveIdempotencyKey, Expr::val(key))
         .value(WaitpointColumn::IdempotencyKey, Expr::cust("gen_random_uuid()::text"))
-        .value(WaitpointColumn::UpdatedAt, Expr::val(now))
+        .value(WaitpointColumn::UpdatedAt, not_back(now))
         .and_where(WaitpointColumn::Id.eq(id.as_str()))
         .and_where(WaitpointColumn::IdempotencyKey.eq(key))
         .and_where(WaitpointColumn::IdempotencyKeyExpiresAt.lte(now));
@@ -581,7 +601,7 @@ fn update<S: Schema>(update: WaitpointUpdate, now: DateTimeWithTimeZone) -> Upda
         Due::Never => Expr::cust("NULL"),
     };
     let mut statement = Query::update();
-    statement.table(S::Waitpoint::default()).value(WaitpointColumn::UpdatedAt, Expr::val(now));
+    statement.table(S::Waitpoint::default()).value(WaitpointColumn::UpdatedAt, not_back(now));
     if let Some(tags) = tags {
         statement.value(WaitpointColumn::Tags, Expr::val(text_array(tags)));
     }
@@ -628,7 +648,8 @@ async fn update_many_waitpoints<S: Schema>(
     for condition in conditions::<S>(selection) {
         let rows = S::Waitpoint::rows().filter(condition);
         let statement = in_order_of_ids(statement.clone(), rows, WaitpointColumn::Id);
-        changed += store.database.execute(operation, &statement).await?.rows_affected();
+        let done = store.database.execute(operation, &statement).await;
+        changed += done.map_err(|error| error.after_a_change_if(changed > 0))?.rows_affected();
     }
     Ok(changed)
 }
@@ -718,7 +739,7 @@ fn completion<S: Schema>(id: &WaitpointId, input: CompleteWaitpoint, now: DateTi
         .value(WaitpointColumn::Output, Expr::val(output.output))
         .value(WaitpointColumn::OutputType, Expr::val(output.output_type))
         .value(WaitpointColumn::OutputIsError, Expr::val(output.is_error))
-        .value(WaitpointColumn::UpdatedAt, Expr::val(now))
+        .value(WaitpointColumn::UpdatedAt, not_back(now))
         .and_where(WaitpointColumn::Id.eq(id.as_str()))
         .and_where(WaitpointColumn::Status.eq(WaitpointStatus::Pending))
         .returning(Query::returning().exprs(all_columns::<S>()));

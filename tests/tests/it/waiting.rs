@@ -2,9 +2,9 @@
 
 use anyhow::{Context, Result};
 use store::{
-    BlockRun, BlockRunWithBatch, BlockedRun, Effect, Entity, Entry, ErrorKind, ExecutionStatus, Made, MarkBlocked,
-    NotWaiting, Read, Residency, ResumeOutcome, ResumeRun, Run, RunId, RunStatus, RunStore, SnapshotDetails,
-    SnapshotId, StoreError, Transition, WaitpointId, WaitpointStatus,
+    BlockRun, BlockRunWithBatch, BlockedRun, Constraint, Effect, Entity, Entry, ErrorKind, ExecutionStatus, Made,
+    MarkBlocked, NotWaiting, Read, Residency, ResumeOutcome, ResumeRun, Run, RunId, RunStatus, RunStore,
+    SnapshotDetails, SnapshotId, StoreError, Transition, WaitpointId, WaitpointKey, WaitpointStatus,
 };
 use tests::Side;
 use tests::runs::{Home, Seeded, Stores, cancellation, current, side_of};
@@ -400,6 +400,67 @@ async fn a_waitpoint_that_is_nowhere_or_of_another_environment_does_not_count_as
 }
 
 #[tokio::test]
+async fn a_run_waits_for_no_batch_of_another_environment_and_for_no_token_with_the_key_of_one() -> Result<()> {
+    let stores = Stores::fresh().await?;
+    for home in stores.homes() {
+        let run = home.create_executing().await?;
+        let batch = home.insert_batch().await?;
+        let input = || BlockRunWithBatch {
+            batch,
+            waitpoint: WaitpointId::mint(),
+            environment: home.environment().id.clone(),
+            project: home.environment().project.clone(),
+            snapshot: SnapshotDetails::default(),
+        };
+        let foreign = BlockRunWithBatch { environment: tests::runs::environment().id, ..input() };
+        let waitpoint = foreign.waitpoint.clone();
+        let error = home.store().block_run_with_created_batch(&run.id, foreign).await;
+        let error = error.expect_err("the batch is another tenant's");
+        assert_eq!(*error.kind(), ErrorKind::NotFound(Entity::Batch), "{home}");
+        assert_eq!(home.waitpoint(&waitpoint).await?, None, "{home}: a waitpoint was made for it");
+
+        let mut token = token_in(&home, home.residency());
+        token.key = Some(WaitpointKey { key: batch.to_string(), expires_at: None });
+        let _made = tests::waits::made(home.store().create_waitpoint(token).await?)?;
+        let error = home.store().block_run_with_created_batch(&run.id, input()).await;
+        let error = error.expect_err("whoever has the token would end the wait for the batch");
+        let taken = ErrorKind::UniqueViolation(Some(Constraint::UqWaitpointEnvIdemKey));
+        assert_eq!(*error.kind(), taken, "{home}");
+        assert_eq!(error.operation(), "block_run_with_created_batch", "{home}");
+
+        assert_eq!(edges_of(&home, &run.id).await?, 0, "{home}: the run is held up");
+        assert_eq!(state_of(&home, &run.id).await?, Executing, "{home}: the run is held up");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_resume_of_a_run_that_is_held_up_is_for_the_snapshot_it_names_too() -> Result<()> {
+    let stores = Stores::fresh().await?;
+    for home in stores.homes() {
+        let run = home.create_executing().await?;
+        let token = create_token(&home, home.residency()).await?;
+        let blocked = block(&home, &run.id, &[&token]).await?;
+        let now = current(&blocked.transition)?;
+        for id in [None, Some(SnapshotId::mint())] {
+            let snapshot = SnapshotDetails { id, ..SnapshotDetails::default() };
+            let stale = ResumeRun { from: Some(run.snapshot.clone()), snapshot: snapshot.clone() };
+            let error = home.store().resume_unblocked_run(&run.id, stale).await.expect_err("the snapshot is old");
+            let expected = ErrorKind::StaleSnapshot { current: Some(now.clone()) };
+            assert_eq!(*error.kind(), expected, "{home}, {snapshot:?}");
+
+            let held = ResumeOutcome::StillBlocked { pending: [token.clone()].into() };
+            for from in [None, Some(now.clone())] {
+                let input = ResumeRun { from, snapshot: snapshot.clone() };
+                let outcome = home.store().resume_unblocked_run(&run.id, input.clone()).await?;
+                assert_eq!(outcome, held, "{home}, {input:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_resume_whose_answer_was_lost_is_repeated_with_the_same_answer() -> Result<()> {
     let stores = Stores::fresh().await?;
     for home in stores.homes() {
@@ -438,8 +499,13 @@ async fn a_wait_costs_what_its_contract_says() -> Result<()> {
                     Side::ALL.iter().for_each(|side| wired.proxy(*side).recording().reset());
                 };
                 Side::ALL.iter().for_each(|side| wired.proxy(*side).recording().reset());
-                let _blocked = block(&home, &run.id, &[&token]).await?;
+                let blocked = block(&home, &run.id, &[&token]).await?;
                 check("block_run", 4, far);
+                let _held = resume(home.store().as_ref(), &run.id).await?;
+                check("resume_unblocked_run of a run that is held up", 1, far);
+                let named = ResumeRun { from: Some(current(&blocked.transition)?), ..ResumeRun::default() };
+                let _held = home.store().resume_unblocked_run(&run.id, named).await?;
+                check("resume_unblocked_run from a snapshot, of a run that is held up", 2, far);
                 let _done = home.store().complete_waitpoint(&token, completion("x")).await?;
                 let split = home.store().residencies().len();
                 let at_home = usize::from(place == Residency::ControlPlane);
@@ -452,6 +518,8 @@ async fn a_wait_costs_what_its_contract_says() -> Result<()> {
                     Side::ControlPlane => check("complete_waitpoint", control_plane, run_ops),
                     Side::RunOps => check("complete_waitpoint", run_ops, control_plane),
                 }
+                let _woken = home.store().wake_waiters(&token, Some(&run.id)).await?;
+                check("wake_waiters", 2, if split == 2 { 2 } else { 0 });
                 let _resumed = resumed(resume(home.store().as_ref(), &run.id).await?)?;
                 check("resume_unblocked_run", 3, far);
             }

@@ -1,16 +1,20 @@
 //! Waitpoints: made where they are told, found and completed wherever they are.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context, Result};
 use chrono::{Duration, Utc};
+use sea_orm::{ConnectionTrait, DatabaseTransaction, TransactionTrait};
 use store::{
-    BatchId, CONNECTED_RUNS, CompleteWaitpoint, CompletionContext, CompletionPin, CompletionPlace, CompletionRoute,
-    CreateWaitpointOutcome, Effect, Entity, ErrorKind, Job, Made, NewWaitpoint, Owner, Placement, Read, Residency,
-    RunId, WaitpointId, WaitpointKey, WaitpointKind, WaitpointSelection, WaitpointStatus, WaitpointUpdate,
+    BatchId, BlockRun, CONNECTED_RUNS, CompleteWaitpoint, CompletionContext, CompletionPin, CompletionPlace,
+    CompletionRoute, CreateWaitpointOutcome, Effect, Entity, ErrorKind, Event, FinalizeRun, Job, Made, NewWaitpoint,
+    NewWaitpointTag, Owner, Placement, Read, Residency, RetireKeyOutcome, RunChange, RunId, RunStatus, WaitpointId,
+    WaitpointKey, WaitpointKind, WaitpointSelection, WaitpointStatus, WaitpointTagId, WaitpointUpdate, in_unit,
 };
 use tests::Side;
 use tests::related;
-use tests::runs::{Stores, complete_from, fail_from, moment};
-use tests::waits::{completion, create_token, made, plant_waitpoint, stored, token_in};
+use tests::runs::{Home, Stores, cancellation, complete_from, fail_from, moment};
+use tests::waits::{block_by, completion, continued, create_token, made, plant_waitpoint, stored, token_in};
 use tests::wired::{WiredStores, connections};
 
 #[tokio::test]
@@ -101,6 +105,167 @@ async fn the_waitpoint_of_a_run_that_is_over_is_complete() -> Result<()> {
 
         let missing = home.store().get_or_create_run_waitpoint(&RunId::mint(home.residency())).await;
         assert_eq!(*missing.expect_err("no such run").kind(), ErrorKind::NotFound(Entity::Run), "{home}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_run_is_over_by_its_status_though_nobody_said_when() -> Result<()> {
+    let stores = Stores::fresh().await?;
+    for home in stores.homes() {
+        let store = home.store();
+        let old = home.create().await?;
+        home.sql(&format!("UPDATE task_run SET engine = 'V1' WHERE id = '{}'", old.id)).await?;
+        let status = Some(RunStatus::CompletedSuccessfully);
+        store.finalize_run(&old.id, FinalizeRun { status, ..FinalizeRun::default() }).await?;
+        let failed = home.create_executing().await?;
+        let change = || RunChange { status: Some(RunStatus::SystemFailure), ..RunChange::default() };
+        let changed = in_unit(store.as_ref(), &failed.id, async |unit| {
+            unit.update_run(change()).await?;
+            Ok(((), Vec::new()))
+        });
+        let _changed = changed.await?;
+        for (run, is_error) in [(old.id, false), (failed.id, true)] {
+            let found = store.get_or_create_run_waitpoint(&run).await?.waitpoint;
+            assert_eq!(found.status, WaitpointStatus::Completed, "{home}: nobody will complete it");
+            assert_eq!(found.output_is_error, is_error, "{home}");
+        }
+
+        let asked = home.create_executing().await?;
+        let _asked = store.cancel_run(&asked.id, cancellation(false)).await?;
+        let found = store.get_or_create_run_waitpoint(&asked.id).await?.waitpoint;
+        assert_eq!(found.status, WaitpointStatus::Pending, "{home}: its worker has not stopped yet");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_waitpoint_that_is_done_wakes_those_who_wait_in_either_database() -> Result<()> {
+    let stores = Stores::fresh().await?;
+    let store = stores.split();
+    for place in Residency::ALL {
+        let token = create_token(&stores.home(Side::ControlPlane), place).await?;
+        let (mut runs, mut events) = (BTreeSet::new(), Vec::new());
+        for side in Side::ALL {
+            let home = stores.home(side);
+            let (plain, spanned) = (home.create_executing().await?.id, home.create_executing().await?.id);
+            store.block_run_with_waitpoint_edges(&plain, &block_by(&home, &[&token])).await?;
+            let span_id = format!("span in {side}");
+            let input = BlockRun { span_id_to_complete: Some(span_id.clone()), ..block_by(&home, &[&token]) };
+            store.block_run_with_waitpoint_edges(&spanned, &input).await?;
+            runs.extend([plain, spanned]);
+            let waitpoint = token.clone();
+            events.push(Event::CachedRunCompleted { run: spanned, span_id, waitpoint, is_error: false });
+        }
+        let pending = store.wake_waiters(&token, None).await?;
+        assert_eq!(pending.waitpoint.status, WaitpointStatus::Pending, "token in {place}");
+        assert_eq!((pending.effects, pending.edges), (Vec::new(), Vec::new()), "token in {place}: it is not done");
+
+        let done = store.complete_waitpoint(&token, completion("x")).await?;
+        for beside in [None, runs.first()] {
+            let woken = store.wake_waiters(&token, beside).await?;
+            assert_eq!(woken.first, Made::Before, "token in {place}");
+            assert_eq!(woken.waitpoint, done.waitpoint, "token in {place}");
+            assert_eq!(woken.edges.len(), runs.len(), "token in {place}");
+            let continued: BTreeSet<RunId> = continued(&woken.effects).into_iter().collect();
+            assert_eq!(continued, runs, "token in {place}: all who wait go on");
+            for event in &events {
+                let told = Effect::Emit(event.clone());
+                assert!(woken.effects.contains(&told), "token in {place}: no {told:?} in {:?}", woken.effects);
+            }
+            assert_eq!(woken.effects.len(), runs.len() + events.len(), "token in {place}: {:?}", woken.effects);
+        }
+    }
+    let missing = store.wake_waiters(&WaitpointId::mint(), None).await.expect_err("it is nowhere");
+    assert_eq!(*missing.kind(), ErrorKind::NotFound(Entity::Waitpoint));
+    assert_eq!(missing.operation(), "wake_waiters");
+    Ok(())
+}
+
+/// Commits what `rival` has done and `last` once a statement of the home's database waits for it.
+async fn commit_once_waited_for(home: &Home<'_>, rival: DatabaseTransaction, last: &str) -> Result<()> {
+    let waits = "SELECT count(*) > 0 FROM pg_stat_activity
+        WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    while !home.value::<bool>(waits).await? {
+        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+    }
+    rival.execute_unprepared(last).await?;
+    rival.commit().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn two_calls_with_one_id_at_the_same_moment_get_the_same_waitpoint_and_the_same_tag() -> Result<()> {
+    let stores = Stores::fresh().await?;
+    for home in stores.homes() {
+        let connection = stores.databases().connection(home.side()).await?;
+        let (environment, project) = (&home.environment().id, &home.environment().project);
+
+        // The other call is in the index of ids already, and gets into that of keys while this one waits for it.
+        let key = WaitpointKey { key: "mine".to_owned(), expires_at: None };
+        let new = NewWaitpoint { key: Some(key), ..token_in(&home, home.residency()) };
+        let id = new.id.clone();
+        let rival = connection.begin().await?;
+        let row = format!(
+            "INSERT INTO waitpoint (id, friendly_id, type, status, idempotency_key, user_provided_idempotency_key,
+                project_id, environment_id, updated_at)
+             VALUES ('{id}', '{}', 'MANUAL', 'PENDING', 'not yet', TRUE, '{project}', '{environment}', now())",
+            id.friendly()
+        );
+        rival.execute_unprepared(&row).await?;
+        let last = format!("UPDATE waitpoint SET idempotency_key = 'mine' WHERE id = '{id}'");
+        let asking = home.store().get_or_create_waitpoint(new.clone());
+        let (found, committed) = tokio::join!(asking, commit_once_waited_for(&home, rival, &last));
+        committed?;
+        let found = found?.waitpoint;
+        assert_eq!(Some(&found), home.waitpoint(&id).await?.as_ref(), "{home}: it is the row of the other call");
+
+        let name = "tag".to_owned();
+        let tag_id = WaitpointTagId::mint();
+        let (environment_id, project_id) = (environment.clone(), project.clone());
+        let tag = NewWaitpointTag { id: Some(tag_id.clone()), name, environment: environment_id, project: project_id };
+        let rival = connection.begin().await?;
+        let row = format!(
+            "INSERT INTO waitpoint_tag (id, name, environment_id, project_id)
+             VALUES ('{tag_id}', 'not yet', '{environment}', '{project}')"
+        );
+        rival.execute_unprepared(&row).await?;
+        let last = format!("UPDATE waitpoint_tag SET name = 'tag' WHERE id = '{tag_id}'");
+        let asking = home.store().upsert_waitpoint_tag(tag, home.residency());
+        let (found, committed) = tokio::join!(asking, commit_once_waited_for(&home, rival, &last));
+        committed?;
+        let found = found?;
+        assert_eq!((found.id.as_str(), found.name.as_str()), (tag_id.as_str(), "tag"), "{home}");
+
+        // A waitpoint with this id and another key is another one.
+        let other = WaitpointKey { key: "other".to_owned(), expires_at: None };
+        let error = home.store().upsert_waitpoint(NewWaitpoint { key: Some(other), ..new }).await;
+        let error = error.expect_err("the id is taken");
+        assert!(matches!(error.kind(), ErrorKind::UniqueViolation(Some(_))), "{home}: {error}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_change_of_a_waitpoint_does_not_date_it_back() -> Result<()> {
+    let stores = Stores::fresh().await?;
+    for home in stores.homes() {
+        let store = home.store();
+        let key = WaitpointKey { key: "expired".to_owned(), expires_at: Some(Utc::now() - Duration::hours(1)) };
+        let new = NewWaitpoint { key: Some(key), ..token_in(&home, home.residency()) };
+        let id = new.id.clone();
+        let _made = made(store.create_waitpoint(new).await?)?;
+        // It was written last by somebody whose clock is ahead.
+        home.sql(&format!("UPDATE waitpoint SET updated_at = now() + interval '1 hour' WHERE id = '{id}'")).await?;
+        let ahead = stored(&home, home.residency(), &id).await?.context("it was made")?.updated_at;
+        let retired = store.retire_waitpoint_key(&id, "expired", None).await?;
+        assert_eq!(retired, RetireKeyOutcome::Retired, "{home}");
+        let updated = store.update_waitpoint(&id, None, WaitpointUpdate::default()).await?;
+        assert_eq!(updated.updated_at, ahead, "{home}: update_waitpoint");
+        let chosen = WaitpointSelection { ids: Some(vec![id.clone()]), ..WaitpointSelection::default() };
+        assert_eq!(store.update_many_waitpoints(&chosen, WaitpointUpdate::default()).await?, 1, "{home}");
+        let done = store.complete_waitpoint(&id, completion("x")).await?;
+        assert_eq!(done.waitpoint.updated_at, ahead, "{home}: complete_waitpoint");
     }
     Ok(())
 }

@@ -11,11 +11,11 @@ use chrono::{DateTime, TimeDelta, TimeZone, Utc};
 use serde_json::json;
 use store::{
     BatchCompletion, BatchId, Clock, CompleteAttemptSuccess, CompleteWaitpoint, CompletionContext, CompletionRoute,
-    CreateRun, CreateWaitpointOutcome, CreatedRun, EdgeFilter, EdgeRow, Effect, EnqueueDelayedOutcome,
-    EnqueueDelayedRun, Environment, ExecutionStatus, FailRunPermanently, FailedStatus, Job, LockRunToWorker, NewRun,
-    NewWaitpoint, Payload, Placement, Read, Residency, ResumeOutcome, ResumeRun, Routable, Run, RunId, RunRow,
-    RunStore, Snapshot, SnapshotDetails, SnapshotId, SnapshotRow, Start, StartAttempt, Trace, Transition, Usage,
-    WaitpointCompletion, WaitpointId, WaitpointKind, WaitpointOutput,
+    CreateRun, CreateWaitpointOutcome, CreatedRun, Effect, EnqueueDelayedOutcome, EnqueueDelayedRun, Environment,
+    ExecutionStatus, FailRunPermanently, FailedStatus, Job, LockRunToWorker, NewRun, NewWaitpoint, Payload, Placement,
+    Read, Residency, ResumeOutcome, ResumeRun, Routable, Run, RunId, RunRow, RunStore, Snapshot, SnapshotDetails,
+    SnapshotId, SnapshotRow, Start, StartAttempt, Trace, Transition, Usage, WaitpointCompletion, WaitpointId,
+    WaitpointKind, WaitpointOutput,
 };
 
 use super::same;
@@ -307,10 +307,7 @@ impl<'a> Stage<'a> {
                     left.extend(self.store.complete_waitpoint(&id, completion).await?.effects);
                 }
                 Effect::WakeWaiters { waitpoint } => {
-                    let waiting = EdgeFilter { waitpoint: Some(waitpoint), ..EdgeFilter::default() };
-                    for edge in self.store.find_many_task_run_waitpoints(&waiting, None, Read::Primary).await? {
-                        left.push_back(Effect::ContinueRun { run: edge.run_id()? });
-                    }
+                    left.extend(self.store.wake_waiters(&waitpoint, None).await?.effects);
                 }
                 Effect::ContinueRun { run } => left.extend(self.go_on(&run).await?),
                 Effect::TryCompleteBatch { batch } => left.extend(self.look_at(&batch).await?),
