@@ -121,6 +121,8 @@ impl ClaimOwner {
 }
 
 /// How long a claim lasts, and how long others wait for it. None of it decides whether a second run can exist.
+///
+/// What is longer than an hour counts as an hour, and looking more often than each millisecond as that.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ClaimPolicy {
     /// A claim whose owner did nothing for so long may be taken over; told by the clock of the claim's database. 15
@@ -133,6 +135,16 @@ pub struct ClaimPolicy {
     pub poll: Duration,
     /// How often one create starts over because others changed the claim under its hands. 5 by default.
     pub attempts: u32,
+}
+
+impl ClaimPolicy {
+    /// The same, with durations that clocks and databases can count with.
+    pub(crate) fn bounded(self) -> Self {
+        const LONGEST: Duration = Duration::from_secs(3_600);
+        const SHORTEST: Duration = Duration::from_millis(1);
+        let Self { lease, wait, poll, attempts } = self;
+        Self { lease: lease.min(LONGEST), wait: wait.min(LONGEST), poll: poll.clamp(SHORTEST, LONGEST), attempts }
+    }
 }
 
 impl Default for ClaimPolicy {
@@ -240,6 +252,15 @@ mod tests {
     fn key(environment: &str, task: &str, key: &str) -> ClaimKey {
         let environment = environment.parse().expect("an id");
         ClaimKey { environment, task_identifier: task.to_owned(), key: key.to_owned() }
+    }
+
+    #[test]
+    fn no_policy_is_more_than_clocks_can_count() {
+        let endless =
+            ClaimPolicy { lease: Duration::MAX, wait: Duration::MAX, poll: Duration::ZERO, ..ClaimPolicy::default() };
+        let ClaimPolicy { lease, wait, poll, .. } = endless.bounded();
+        assert_eq!((lease.as_secs(), wait.as_secs(), poll.as_millis()), (3_600, 3_600, 1));
+        assert_eq!(ClaimPolicy::default().bounded(), ClaimPolicy::default());
     }
 
     #[test]

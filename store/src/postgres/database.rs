@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use futures_util::future::join_all;
 use sea_orm::sqlx::{Connection, PgPool};
 use sea_orm::{
     ConnAcquireErr, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, ExecResult,
@@ -278,15 +279,17 @@ const PING_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(1);
 /// tried again would meet the next of them.
 async fn close_dead_connections(copy: &DatabaseConnection) {
     let pool = copy.get_postgres_connection_pool();
-    for _ in 0..pool.num_idle() {
-        let Some(mut connection) = pool.try_acquire() else { return };
+    let idle = std::iter::from_fn(|| pool.try_acquire()).take(pool.num_idle());
+    // All at the same time, so that the caller waits for one of them and not for each in turn.
+    join_all(idle.map(|mut connection| async {
         // A server that cannot be reached any more may never say so.
         let answer = tokio::time::timeout(PING_TIMEOUT, connection.ping()).await;
         if !matches!(answer, Ok(Ok(()))) {
             // There is nobody to take leave of: that this fails too says nothing new.
             let _ = connection.close().await;
         }
-    }
+    }))
+    .await;
 }
 
 fn decode<M: FromQueryResult>(rows: Vec<QueryResult>) -> Result<Vec<M>, DbErr> {

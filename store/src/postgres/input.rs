@@ -175,7 +175,9 @@ pub(super) fn stamp(at: DateTime<Utc>) -> DateTimeWithTimeZone {
 /// The first moment that rows can hold at `at` or after it, for the bounds of a range.
 pub(super) fn stamp_up(at: DateTime<Utc>) -> DateTimeWithTimeZone {
     let below = micros(at);
-    let up = if below < at { below + chrono::Duration::microseconds(1) } else { below };
+    // After the last moment of all there is none.
+    let above = below.checked_add_signed(chrono::Duration::microseconds(1)).unwrap_or(below);
+    let up = if below < at { above } else { below };
     up.fixed_offset()
 }
 

@@ -48,7 +48,8 @@ use super::rows::{Columns, Row};
 use super::schema::{Schema, Twin, text_array};
 use super::texts::text_of;
 use crate::create::SnapshotDetails;
-use crate::error::{Entity, ErrorKind, Result};
+use crate::error::{Entity, ErrorKind, Result, StoreError};
+use crate::generated::constraints::Constraint;
 use crate::ids::{BatchId, EdgeId, RunId, SnapshotId, WaitpointId};
 use crate::lifecycle::{Effect, Event, Operation, Transition, in_order};
 use crate::model::{
@@ -57,6 +58,7 @@ use crate::model::{
 };
 use crate::read::{Read, Token};
 use crate::residency::Routable;
+use crate::snapshots::{SnapshotLookup, Snapshots};
 
 /// How often a transition is tried without a lock.
 pub(super) const OPTIMISTIC_TRIES: u32 = 3;
@@ -245,7 +247,10 @@ pub(super) async fn transition<S: Schema, T: Send>(
         let plan = asked.plan::<S, T>(seen, store.clock.now(), &decide).map_err(refuse)?;
         let is_done = match &plan.write {
             None => true,
-            Some(write) => store.database.execute(operation.name(), write).await?.rows_affected() > 0,
+            Some(write) => match store.database.execute(operation.name(), write).await {
+                Ok(done) => done.rows_affected() > 0,
+                Err(error) => return Err(asked.used_up(store, plan.previous.as_deref(), error).await),
+            },
         };
         if is_done {
             return Ok(plan.done(store.database.token()));
@@ -271,13 +276,20 @@ pub(super) async fn transition<S: Schema, T: Send>(
         unit.abandon().await;
         return Ok(plan.done(store.database.token()));
     }
-    if let Some(write) = &plan.write
-        && unit.execute(write).await?.rows_affected() == 0
-    {
-        // The run is locked, so it can only be the edges.
-        let current = plan.previous.as_deref().map(SnapshotId::stored);
-        unit.abandon().await;
-        return Err(refuse(ErrorKind::StaleSnapshot { current }));
+    if let Some(write) = &plan.write {
+        match unit.execute(write).await {
+            Ok(done) if done.rows_affected() > 0 => (),
+            Ok(_) => {
+                // The run is locked, so it can only be the edges.
+                let current = plan.previous.as_deref().map(SnapshotId::stored);
+                unit.abandon().await;
+                return Err(refuse(ErrorKind::StaleSnapshot { current }));
+            }
+            Err(error) => {
+                unit.abandon().await;
+                return Err(asked.used_up(store, plan.previous.as_deref(), error).await);
+            }
+        }
     }
     store.run_hook(&unit, &mut plan.transition.effects).await?;
     let token = unit.commit().await?;
@@ -314,6 +326,21 @@ impl<T> Plan<T> {
 }
 
 impl Asked<'_> {
+    /// The error of a write that may have failed because its snapshot is there: an earlier call wrote it, and the run has
+    /// gone on since. Then what the caller knows of the run is stale, and no repetition can help.
+    async fn used_up<S: Schema>(&self, store: &PgRunStore<S>, current: Option<&str>, error: StoreError) -> StoreError {
+        let is_taken = *error.kind() == ErrorKind::UniqueViolation(Some(Constraint::TaskRunExecutionSnapshotPkey));
+        let Some(id) = self.details.id.clone().filter(|_| is_taken) else { return error };
+        let lookup = SnapshotLookup { id, run: *self.id, environment: None };
+        match store.find_execution_snapshot(&lookup, Read::Primary).await {
+            Ok(Some(_)) => {
+                store.refuse(self.operation, ErrorKind::StaleSnapshot { current: current.map(SnapshotId::stored) })
+            }
+            // It belongs to another run, or nobody can say.
+            Ok(None) | Err(_) => error,
+        }
+    }
+
     fn plan<S: Schema, T>(
         &self,
         seen: Seen,

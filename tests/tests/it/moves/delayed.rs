@@ -2,12 +2,13 @@
 
 use anyhow::{Context, Result};
 use store::{
-    CreateRun, CreatedRun, Effect, EnqueueDelayedOutcome, EnqueueDelayedRun, Entry, Event, ExecutionStatus, Job,
-    NewRun, Payload, RescheduleOutcome, RescheduleRun, RewriteDebouncedRun, RewriteOutcome, RunStatus, SnapshotDetails,
-    Start, Transition, WaitpointId,
+    CreateRun, CreatedRun, Effect, EnqueueDelayedOutcome, EnqueueDelayedRun, Entry, ErrorKind, Event, ExecutionStatus,
+    Job, NewRun, Payload, RescheduleOutcome, RescheduleRun, RewriteDebouncedRun, RewriteOutcome, RunStatus,
+    SnapshotDetails, Start, Transition, WaitpointId,
 };
+use tests::Mode;
 use tests::moves::{rewrite, run_of};
-use tests::runs::{Home, Seeded, Stores, moment};
+use tests::runs::{Home, Seeded, Stores, current, moment};
 
 use super::{future, minted, past, snapshot_event, stored, written};
 
@@ -58,6 +59,26 @@ async fn a_delayed_run_is_moved_to_another_date() -> Result<()> {
                 assert_eq!(home.store().reschedule_run(&run.id, input).await?, answer, "{home}: repeated");
                 assert_eq!(home.snapshots(&run.id).await?.len(), 2, "{home}: repeated");
             }
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_move_that_is_repeated_when_the_run_has_gone_on_is_stale() -> Result<()> {
+    for mode in Mode::ALL {
+        let stores = Stores::configured(|config| mode.configure(config)).await?;
+        for home in stores.homes() {
+            let run = delayed(&home, future()).await?;
+            let first = to(future());
+            let _moved = home.store().reschedule_run(&run.id, first.clone()).await?;
+            let RescheduleOutcome::Rescheduled(second) = home.store().reschedule_run(&run.id, to(past())).await? else {
+                panic!("{home}, {mode}: it is delayed");
+            };
+            let error = home.store().reschedule_run(&run.id, first).await.expect_err("its snapshot is there already");
+            let current = Some(current(&second)?);
+            assert_eq!(*error.kind(), ErrorKind::StaleSnapshot { current }, "{home}, {mode}");
+            assert_eq!(home.run(&run.id).await?, second.value, "{home}, {mode}: the later date stays");
         }
     }
     Ok(())
