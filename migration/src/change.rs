@@ -2,13 +2,16 @@
 //!
 //! A migration is data: a name and a [`Change`]. Going up and down, and recording the version in the identity row, are
 //! written here once.
+//!
+//! A change happens in a transaction, together with its version and its entry in the migrators' list. What would keep
+//! others from a large table for long is done before that transaction, and can be repeated: see [`Change::prepare`].
 
 use async_trait::async_trait;
-use sea_orm_migration::sea_orm::ConnectionTrait as _;
+use sea_orm_migration::sea_orm::{ConnectionTrait as _, DatabaseConnection};
 use sea_orm_migration::{DbErr, MigrationName, MigrationTrait, SchemaManager};
 
 use crate::ddl::{Enumeration, ForeignKey, Index, Table};
-use crate::{Schema, identity};
+use crate::{Schema, concurrent, identity};
 
 /// One reversible change of a schema.
 #[derive(Clone, Debug)]
@@ -19,9 +22,9 @@ pub(crate) enum Change {
     CreateEnums(&'static [Enumeration]),
     /// Tables and their indexes, without foreign keys.
     CreateTables(Vec<Table>),
-    /// Indexes of tables that are there.
+    /// Indexes of tables that are there, and in use.
     CreateIndexes(Vec<(&'static str, Index)>),
-    /// An index in the place of another one.
+    /// An index in the place of another one, of a table that is in use.
     ReplaceIndex { table: &'static str, old: Box<Index>, new: Box<Index> },
     /// Foreign keys between tables that are there.
     AddForeignKeys(&'static [ForeignKey]),
@@ -33,6 +36,55 @@ impl Change {
     /// The index `new` of a table in the place of `old`.
     pub(crate) fn replace_index((table, old, new): (&'static str, Index, Index)) -> Self {
         Self::ReplaceIndex { table, old: Box::new(old), new: Box::new(new) }
+    }
+
+    /// True if most of the change is done before its transaction.
+    pub(crate) fn needs_preparation(&self) -> bool {
+        match self {
+            Self::CreateIndexes(_) | Self::ReplaceIndex { .. } => true,
+            Self::CreateIdentity { .. }
+            | Self::CreateEnums(_)
+            | Self::CreateTables(_)
+            | Self::AddForeignKeys(_)
+            | Self::DropForeignKeys(_) => false,
+        }
+    }
+
+    /// Does what comes before the transaction that applies the change, outside of any. Repeating it after an
+    /// interruption goes on from there.
+    pub(crate) async fn prepare(&self, connection: &DatabaseConnection) -> Result<(), DbErr> {
+        match self {
+            Self::CreateIndexes(indexes) => {
+                for (table, index) in indexes {
+                    concurrent::build(connection, table, index, index.name).await?;
+                }
+            }
+            Self::ReplaceIndex { table, old, new } => prepare_replacement(connection, table, old, new).await?,
+            Self::CreateIdentity { .. }
+            | Self::CreateEnums(_)
+            | Self::CreateTables(_)
+            | Self::AddForeignKeys(_)
+            | Self::DropForeignKeys(_) => (),
+        }
+        Ok(())
+    }
+
+    /// The same for the transaction that takes the change back.
+    pub(crate) async fn prepare_undo(&self, connection: &DatabaseConnection) -> Result<(), DbErr> {
+        match self {
+            Self::CreateIndexes(indexes) => {
+                for (_, index) in indexes.iter().rev() {
+                    concurrent::remove(connection, index.name).await?;
+                }
+            }
+            Self::ReplaceIndex { table, old, new } => prepare_replacement(connection, table, new, old).await?,
+            Self::CreateIdentity { .. }
+            | Self::CreateEnums(_)
+            | Self::CreateTables(_)
+            | Self::AddForeignKeys(_)
+            | Self::DropForeignKeys(_) => (),
+        }
+        Ok(())
     }
 
     async fn apply(&self, manager: &SchemaManager<'_>) -> Result<(), DbErr> {
@@ -51,12 +103,9 @@ impl Change {
                     create_table(manager, table).await?;
                 }
             }
-            Self::CreateIndexes(indexes) => {
-                for (table, index) in indexes {
-                    manager.get_connection().execute_unprepared(&index.create_sql(table)).await?;
-                }
-            }
-            Self::ReplaceIndex { table, old, new } => replace_index(manager, table, old, new).await?,
+            // All of it is done by now.
+            Self::CreateIndexes(_) => (),
+            Self::ReplaceIndex { new, .. } => name_replacement(manager, new).await?,
             Self::AddForeignKeys(keys) => add_foreign_keys(manager, keys).await?,
             Self::DropForeignKeys(keys) => drop_foreign_keys(manager, keys).await?,
         }
@@ -76,12 +125,9 @@ impl Change {
                     manager.drop_table(table.drop()).await?;
                 }
             }
-            Self::CreateIndexes(indexes) => {
-                for (_, index) in indexes.iter().rev() {
-                    manager.get_connection().execute_unprepared(&index.drop_sql()).await?;
-                }
-            }
-            Self::ReplaceIndex { table, old, new } => replace_index(manager, table, new, old).await?,
+            // All of it is done by now.
+            Self::CreateIndexes(_) => (),
+            Self::ReplaceIndex { old, .. } => name_replacement(manager, old).await?,
             Self::AddForeignKeys(keys) => drop_foreign_keys(manager, keys).await?,
             Self::DropForeignKeys(keys) => add_foreign_keys(manager, keys).await?,
         }
@@ -97,15 +143,21 @@ async fn create_table(manager: &SchemaManager<'_>, table: &Table) -> Result<(), 
     Ok(())
 }
 
-async fn replace_index(
-    manager: &SchemaManager<'_>,
+/// Builds `new` before `old` goes, so that no reader is without an index.
+async fn prepare_replacement(
+    connection: &DatabaseConnection,
     table: &'static str,
     old: &Index,
     new: &Index,
 ) -> Result<(), DbErr> {
-    let connection = manager.get_connection();
-    connection.execute_unprepared(&old.drop_sql()).await?;
-    connection.execute_unprepared(&new.create_sql(table)).await?;
+    concurrent::build(connection, table, new, &new.temporary_name()).await?;
+    concurrent::remove(connection, old.name).await
+}
+
+/// The last step of a replacement. It belongs to the transaction of the version: until that is committed, an index called
+/// `index.name` is the old one.
+async fn name_replacement(manager: &SchemaManager<'_>, index: &Index) -> Result<(), DbErr> {
+    manager.get_connection().execute_unprepared(&index.rename_sql()).await?;
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! One connection to the database that is to be migrated, held under a lock, and the checks that come before any change.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sea_orm_migration::sea_orm::sqlx::ConnectOptions as _;
 use sea_orm_migration::sea_orm::sqlx::postgres::{PgConnectOptions, PgPoolOptions};
@@ -17,8 +17,12 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The key of the advisory lock, the same for both schemas: the letters "runseam".
 const LOCK_KEY: i64 = 0x72_75_6e_73_65_61_6d;
 
-/// How long another migrator's lock is waited for, in PostgreSQL's words.
-const LOCK_TIMEOUT: &str = "60s";
+/// How long another migrator's lock is waited for.
+const MIGRATOR_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long a statement waits for a lock, in PostgreSQL's words. While it waits for one that excludes others, everybody
+/// who comes later waits behind it.
+const LOCK_TIMEOUT: &str = "3s";
 
 /// Everything in the database that is not PostgreSQL's, an extension's or the migrators' own list: tables, views,
 /// sequences, and enum and domain types, in any schema.
@@ -66,6 +70,14 @@ impl Session {
         }
     }
 
+    /// Lets the statements of `work` wait for others as long as it takes: for those that hold nobody up meanwhile. After
+    /// an error the session is good for nothing but to be closed.
+    pub(crate) async fn patiently(&self, work: impl Future<Output = Result<(), DbErr>>) -> Result<(), DbErr> {
+        set_lock_timeout(&self.connection, "0").await?;
+        work.await?;
+        set_lock_timeout(&self.connection, LOCK_TIMEOUT).await
+    }
+
     /// Ends the connection, which releases the lock.
     pub(crate) async fn close(self) {
         close(self.connection).await;
@@ -98,19 +110,29 @@ async fn close(connection: DatabaseConnection) {
     let _ = connection.close().await;
 }
 
-/// Waits until no other migrator is at work on this database.
+/// Waits until no other migrator is at work on this database. From then on statements wait only briefly for locks.
 async fn lock(connection: &DatabaseConnection) -> Result<(), MigrationError> {
-    let wait = async {
-        connection.execute_unprepared(&format!("SET lock_timeout = '{LOCK_TIMEOUT}'")).await?;
-        connection.execute_unprepared(&format!("SELECT pg_advisory_lock({LOCK_KEY})")).await?;
-        connection.execute_unprepared("RESET lock_timeout").await?;
-        Ok::<(), DbErr>(())
-    };
-    wait.await.map_err(|error| {
-        let error = MigrationError::from(error);
-        // lock_not_available
-        if error.sqlstate() == Some("55P03") { MigrationError::Busy } else { error }
-    })
+    let begun = Instant::now();
+    // Asked for again and again: a session that waits inside of `pg_advisory_lock` has a snapshot, and a migrator that
+    // builds an index concurrently waits until all older snapshots are gone. The two would wait for each other.
+    let ask = format!("SELECT pg_try_advisory_lock({LOCK_KEY}) AS locked");
+    loop {
+        let locked: bool = one_row(connection, &ask).await?.try_get("", "locked")?;
+        if locked {
+            break;
+        }
+        if begun.elapsed() >= MIGRATOR_PATIENCE {
+            return Err(MigrationError::Busy);
+        }
+        connection.execute_unprepared("SELECT pg_sleep(0.1)").await?;
+    }
+    set_lock_timeout(connection, LOCK_TIMEOUT).await?;
+    Ok(())
+}
+
+async fn set_lock_timeout(connection: &DatabaseConnection, timeout: &str) -> Result<(), DbErr> {
+    connection.execute_unprepared(&format!("SET lock_timeout = '{timeout}'")).await?;
+    Ok(())
 }
 
 /// Returns the names of the applied migrations, or why this database must not be touched.

@@ -6,8 +6,8 @@
 use sea_orm_migration::sea_query::extension::postgres::{Type, TypeCreateStatement, TypeDropStatement};
 use sea_orm_migration::sea_query::{
     self, Check, ColumnDef, ColumnType, ConditionalStatement, Expr, ForeignKeyAction, ForeignKeyCreateStatement,
-    ForeignKeyDropStatement, Index as IndexStatement, IndexOrder, IndexType, IntoIden, PostgresQueryBuilder,
-    TableCreateStatement, TableDropStatement,
+    ForeignKeyDropStatement, Index as IndexStatement, IndexCreateStatement, IndexOrder, IndexType, IntoIden,
+    PostgresQueryBuilder, TableCreateStatement, TableDropStatement,
 };
 
 /// One column of a table.
@@ -244,8 +244,27 @@ impl Index {
 
     /// The statement that builds the index on `table`.
     pub(crate) fn create_sql(&self, table: &'static str) -> String {
+        self.sql(&self.statement(table, self.name))
+    }
+
+    /// The statement that builds the index on `table` under `name`, beside whoever reads and writes the table.
+    pub(crate) fn create_concurrently_sql(&self, table: &'static str, name: &str) -> String {
+        self.sql(self.statement(table, name).concurrently())
+    }
+
+    /// What the index is called while the one that it replaces is still there.
+    pub(crate) fn temporary_name(&self) -> String {
+        format!("{}_new", self.name)
+    }
+
+    /// The statement that gives the index its own name.
+    pub(crate) fn rename_sql(&self) -> String {
+        format!(r#"ALTER INDEX "{}" RENAME TO "{}""#, self.temporary_name(), self.name)
+    }
+
+    fn statement(&self, table: &'static str, name: &str) -> IndexCreateStatement {
         let mut statement = IndexStatement::create();
-        statement.name(self.name).table(table);
+        statement.name(name).table(table);
         for part in &self.parts {
             match part.descending {
                 false => statement.col(part.column),
@@ -266,6 +285,10 @@ impl Index {
         if let Some(condition) = self.only_where {
             statement.and_where(Expr::cust(condition));
         }
+        statement
+    }
+
+    fn sql(&self, statement: &IndexCreateStatement) -> String {
         let mut sql = statement.to_string(PostgresQueryBuilder);
         // The query builder has no word for storage parameters. They stand before `WHERE`, so an index has one or the
         // other; a unit test holds the schema to it.
@@ -274,11 +297,11 @@ impl Index {
         }
         sql
     }
+}
 
-    /// The statement that takes it away.
-    pub(crate) fn drop_sql(&self) -> String {
-        IndexStatement::drop().name(self.name).to_string(PostgresQueryBuilder)
-    }
+/// The statement that takes the index called `name` away, if it is there, beside whoever uses its table.
+pub(crate) fn drop_concurrently_sql(name: &str) -> String {
+    IndexStatement::drop().name(name).concurrently().if_exists().to_string(PostgresQueryBuilder)
 }
 
 /// A reference to another table's `id`.

@@ -90,7 +90,15 @@ pub enum MigrationError {
     #[error("another migration has been running on this database for a minute: wait for it to end, then try again")]
     Busy,
 
-    /// The server refused a statement; the migration it belonged to has been rolled back.
+    /// A table was in use for as long as a migration may wait for it; the migration has been rolled back.
+    #[error(
+        "a table that the migration needs for itself has been in use for too long: the migration was not applied, so that \
+         nobody queues behind it; wait for long transactions to end, then try again"
+    )]
+    TableInUse,
+
+    /// The server refused a statement. The migration it belonged to has been rolled back, or is one of indexes: then
+    /// repeating it goes on where it stopped.
     #[error("the database refused a statement (SQLSTATE {sqlstate}): {message}")]
     Database {
         /// The server's five-character code.
@@ -139,12 +147,13 @@ impl From<DbErr> for MigrationError {
         else {
             return Self::Interrupted;
         };
-        match cause.as_database_error() {
-            Some(refusal) => Self::Database {
-                sqlstate: refusal.code().unwrap_or_default().into_owned(),
-                message: refusal.message().to_owned(),
-            },
-            None => Self::Interrupted,
+        let Some(refusal) = cause.as_database_error() else {
+            return Self::Interrupted;
+        };
+        match refusal.code().unwrap_or_default().as_ref() {
+            // lock_not_available
+            "55P03" => Self::TableInUse,
+            sqlstate => Self::Database { sqlstate: sqlstate.to_owned(), message: refusal.message().to_owned() },
         }
     }
 }

@@ -5,11 +5,13 @@
 //! that is not its own and changes nothing there.
 //!
 //! Reading order: `run_ops` and `control_plane` list the migrations, `shared` describes the run tables, `ddl` has the
-//! words they are written in, `change` says how a migration goes up and down, `database` holds the checks before it.
+//! words they are written in, `change` says how a migration goes up and down, `concurrent` how indexes come and go beside
+//! traffic, `database` holds the checks before it.
 
 #![warn(missing_docs)]
 
 mod change;
+mod concurrent;
 mod control_plane;
 mod database;
 mod ddl;
@@ -18,10 +20,11 @@ mod identity;
 mod run_ops;
 mod shared;
 
-use sea_orm_migration::{MigrationTrait, MigratorTraitSelf};
+use sea_orm_migration::{DbErr, MigrationTrait, MigratorTraitSelf};
 
 pub use crate::error::MigrationError;
 
+use crate::change::Migration;
 use crate::database::Session;
 
 /// Which of the two databases.
@@ -61,7 +64,7 @@ impl Schema {
         }
     }
 
-    fn migrations(self) -> Vec<change::Migration> {
+    fn migrations(self) -> Vec<Migration> {
         match self {
             Self::ControlPlane => control_plane::migrations(),
             Self::RunOps => run_ops::migrations(),
@@ -84,23 +87,24 @@ pub struct MigrationStatus {
 
 /// Applies the next `steps` migrations, or all that are missing, and returns their names in order.
 ///
-/// Each runs in a transaction of its own: after an error those before it stay. Two calls at once are safe, the second
-/// waits and finds nothing left to do; the lock belongs to the session, so the URL must not lead through a
-/// transaction-pooling proxy.
+/// Each runs in a transaction of its own: after an error those before it stay. A lock on a table that others use is waited
+/// for only briefly. Indexes of tables that are there are built before their transaction, beside whoever reads and writes
+/// those tables; that waits for older transactions to end, as long as it takes. If it is interrupted, the migration
+/// counts as not applied, and the next call goes on with it.
+///
+/// Two calls at once are safe, the second waits and finds nothing left to do; the lock belongs to the session, so the URL
+/// must not lead through a transaction-pooling proxy.
 ///
 /// Errors: see [`MigrationError`]; a database that is not `schema`'s is left as it is.
 pub async fn up(schema: Schema, url: &str, steps: Option<u32>) -> Result<Vec<String>, MigrationError> {
     let names = schema.migration_names();
     let session = Session::open(schema, url, &names).await?;
-    let pending = names.into_iter().filter(|name| !session.applied.contains(name));
-    let pending: Vec<String> = limited(pending, steps);
-    let result = match pending.is_empty() {
-        true => Ok(()),
-        false => Migrator(schema).up(&session.connection, steps).await,
-    };
+    let pending = schema.migrations().into_iter().filter(|migration| !session.applied.contains(migration.name));
+    let pending = limited(pending, steps);
+    let result = apply(schema, &session, &pending).await;
     session.close().await;
     result?;
-    Ok(pending)
+    Ok(pending.iter().map(|migration| migration.name.to_owned()).collect())
 }
 
 /// Takes back the last `steps` migrations, or all of them, and returns their names in the order they were taken back.
@@ -109,15 +113,12 @@ pub async fn up(schema: Schema, url: &str, steps: Option<u32>) -> Result<Vec<Str
 pub async fn down(schema: Schema, url: &str, steps: Option<u32>) -> Result<Vec<String>, MigrationError> {
     let names = schema.migration_names();
     let session = Session::open(schema, url, &names).await?;
-    let applied = names.into_iter().rev().filter(|name| session.applied.contains(name));
-    let applied: Vec<String> = limited(applied, steps);
-    let result = match applied.is_empty() {
-        true => Ok(()),
-        false => Migrator(schema).down(&session.connection, steps).await,
-    };
+    let applied = schema.migrations().into_iter().rev().filter(|migration| session.applied.contains(migration.name));
+    let applied = limited(applied, steps);
+    let result = take_back(schema, &session, &applied).await;
     session.close().await;
     result?;
-    Ok(applied)
+    Ok(applied.iter().map(|migration| migration.name.to_owned()).collect())
 }
 
 /// Lists all migrations of `schema` in order and says which the database has. Changes nothing, not even in an empty
@@ -139,11 +140,42 @@ pub fn latest_version(schema: Schema) -> u32 {
     schema.migrations().len() as u32
 }
 
-fn limited(names: impl Iterator<Item = String>, steps: Option<u32>) -> Vec<String> {
+fn limited<T>(items: impl Iterator<Item = T>, steps: Option<u32>) -> Vec<T> {
     match steps {
-        Some(steps) => names.take(steps as usize).collect(),
-        None => names.collect(),
+        Some(steps) => items.take(steps as usize).collect(),
+        None => items.collect(),
     }
+}
+
+/// Applies the `pending` migrations, the next ones of the list.
+async fn apply(schema: Schema, session: &Session, pending: &[Migration]) -> Result<(), DbErr> {
+    for part in parts(pending) {
+        if let [first, ..] = part
+            && first.change.needs_preparation()
+        {
+            session.patiently(first.change.prepare(&session.connection)).await?;
+        }
+        Migrator(schema).up(&session.connection, Some(part.len() as u32)).await?;
+    }
+    Ok(())
+}
+
+/// Takes the `applied` migrations back, the last ones that the database has, in this order.
+async fn take_back(schema: Schema, session: &Session, applied: &[Migration]) -> Result<(), DbErr> {
+    for part in parts(applied) {
+        if let [first, ..] = part
+            && first.change.needs_preparation()
+        {
+            session.patiently(first.change.prepare_undo(&session.connection)).await?;
+        }
+        Migrator(schema).down(&session.connection, Some(part.len() as u32)).await?;
+    }
+    Ok(())
+}
+
+/// Splits a list so that only the first of each part needs preparation.
+fn parts(migrations: &[Migration]) -> impl Iterator<Item = &[Migration]> {
+    migrations.chunk_by(|_, next| !next.change.needs_preparation())
 }
 
 /// A schema's list of migrations, as the migration library wants it.

@@ -6,7 +6,7 @@ use sea_orm_migration::sea_orm::sqlx;
 
 use crate::change::Change;
 use crate::ddl::{Column, Enumeration, ForeignKey, Table};
-use crate::{MigrationError, Schema, shared};
+use crate::{MigrationError, Schema, ddl, shared};
 
 fn changes(schema: Schema) -> Vec<Change> {
     schema.migrations().into_iter().map(|migration| migration.change).collect()
@@ -96,6 +96,13 @@ fn names_are_unique_and_fit() {
             assert!(name.len() <= 63, "PostgreSQL would cut {name} short");
             assert!(seen.insert(name.clone()), "{name} is used twice in the {} database", schema.name());
         };
+        for change in changes(schema) {
+            if let Change::ReplaceIndex { old, new, .. } = change {
+                // Two indexes that replace each other may have one name, and then one temporary name.
+                let temporary = BTreeSet::from([old.temporary_name(), new.temporary_name()]);
+                temporary.into_iter().for_each(&mut check);
+            }
+        }
         for table in tables(schema) {
             check(table.name.to_owned());
             check(format!("{}_pkey", table.name));
@@ -189,7 +196,7 @@ fn the_run_ops_schema_has_the_agreed_size() {
     assert_eq!(count(|table| table.columns.len()), 271, "columns");
     assert_eq!(enums(Schema::RunOps).len(), 14, "enum types");
     assert_eq!(foreign_keys(Schema::RunOps).1.len(), 22, "foreign keys");
-    assert_eq!(count(|table| table.indexes.len()), 57 + 3, "indexes besides the primary keys");
+    assert_eq!(count(|table| table.indexes.len()), 57 + 4, "indexes besides the primary keys");
     assert_eq!(count(|table| table.indexes.iter().filter(|index| index.unique).count()), 25, "unique indexes");
 }
 
@@ -238,6 +245,35 @@ fn the_shared_tables_differ_in_one_index() {
             r#"CREATE INDEX "ix_task_run_env_created_at" ON "task_run" ("runtime_environment_id", "created_at" DESC) INCLUDE ("id") WITH (fillfactor = 90)"#
         ]
     );
+}
+
+#[test]
+fn an_index_is_replaced_by_statements_that_hold_nobody_up() {
+    let (table, old, new) = shared::run_list_index(Schema::ControlPlane);
+    assert_eq!(
+        [
+            new.create_concurrently_sql(table, &new.temporary_name()),
+            ddl::drop_concurrently_sql(old.name),
+            new.rename_sql(),
+        ],
+        [
+            r#"CREATE INDEX CONCURRENTLY "ix_task_run_env_created_at_new" ON "task_run" ("runtime_environment_id", "created_at" DESC, "id" DESC) WITH (fillfactor = 90)"#,
+            r#"DROP INDEX CONCURRENTLY IF EXISTS "ix_task_run_env_created_at""#,
+            r#"ALTER INDEX "ix_task_run_env_created_at_new" RENAME TO "ix_task_run_env_created_at""#,
+        ]
+    );
+}
+
+/// What is built or dropped beside traffic takes its locks outside of a transaction, and nothing else is done there.
+#[test]
+fn only_indexes_of_tables_that_are_there_are_prepared() {
+    for schema in Schema::ALL {
+        let prepared: Vec<_> =
+            schema.migrations().into_iter().filter(|migration| migration.change.needs_preparation()).collect();
+        let names: Vec<_> =
+            prepared.iter().filter_map(|migration| migration.name.split_once('_')).map(|(_, name)| name).collect();
+        assert_eq!(names, ["list_indexes", "run_list_index"], "{}", schema.name());
+    }
 }
 
 #[tokio::test]

@@ -22,8 +22,8 @@ pub(crate) fn migrations() -> Vec<Migration> {
         Migration::new("m0008_shared_foreign_keys", Change::AddForeignKeys(shared::FOREIGN_KEYS)),
         Migration::new("m0009_waitpoint_foreign_keys", Change::AddForeignKeys(run_tables::WAITPOINT_FOREIGN_KEYS)),
         Migration::new("m0010_seam_foreign_keys", Change::AddForeignKeys(run_tables::SEAM_FOREIGN_KEYS)),
-        // A single database can stay before this step; a split cannot. Binaries made for the schema with these keys
-        // work without them.
+        // A waitpoint of a run may be in the other database; where there is only one, nothing misses these keys. Binaries
+        // made for the schema with them work without them.
         Migration::compatible("m0011_drop_seam_foreign_keys", Change::DropForeignKeys(run_tables::SEAM_FOREIGN_KEYS)),
         Migration::compatible("m0012_claim_enum_types", Change::CreateEnums(shared::CLAIM_ENUMS)),
         Migration::compatible("m0013_claim_tables", Change::CreateTables(shared::claim_tables())),

@@ -26,7 +26,7 @@ pub(crate) fn run_list_index(schema: Schema) -> (&'static str, Index, Index) {
 }
 
 /// What long lists are read by: the keys of their order, the id last, so that a page begins where its index says and
-/// reads no row that it does not show.
+/// reads no row that it does not show. And what belongs to a batch, by the batch alone; most rows belong to none.
 pub(crate) fn list_indexes() -> Vec<(&'static str, Index)> {
     vec![
         (
@@ -38,5 +38,11 @@ pub(crate) fn list_indexes() -> Vec<(&'static str, Index)> {
             "task_run_waitpoint",
             Index::new("ix_trw_waitpoint_created_id", [asc("waitpoint_id"), asc("created_at"), asc("id")]),
         ),
+        ("task_run", of_batch("ix_task_run_batch_id")),
+        ("task_run_waitpoint", of_batch("ix_trw_batch_id")),
     ]
+}
+
+fn of_batch(name: &'static str) -> Index {
+    Index { only_where: Some("batch_id IS NOT NULL"), ..Index::new(name, ["batch_id"]) }
 }
