@@ -11,20 +11,23 @@ use super::steps::What;
 /// How often each step was done, and what with; and which transitions were made.
 #[derive(Clone, Debug, Default)]
 pub struct Coverage {
-    /// By step: with rows of the control plane, of run-ops, of both.
-    steps: BTreeMap<What, [u64; 3]>,
+    /// By step: with rows of the control plane, of run-ops, of both; and with none, or with both to no effect.
+    steps: BTreeMap<What, [u64; 4]>,
     /// By operation, from and to: with a run of the control plane, of run-ops.
     moves: BTreeMap<(&'static str, String, String), [u64; 2]>,
 }
 
 impl Coverage {
-    pub(super) fn count(&mut self, what: What, touched: u8) {
-        let counts = self.steps.entry(what).or_default();
-        match touched {
-            1 => counts[0] += 1,
-            2 => counts[1] += 1,
-            _ => counts[2] += 1,
-        }
+    /// Counts a step by the databases it had to do with, as bits. One that had to do with both crosses the seam only if it
+    /// did something there.
+    pub(super) fn count(&mut self, what: What, touched: u8, had_effect: bool) {
+        let place = match (touched, had_effect) {
+            (1, _) => 0,
+            (2, _) => 1,
+            (3, true) => 2,
+            (_, _) => 3,
+        };
+        self.steps.entry(what).or_default()[place] += 1;
     }
 
     pub(super) fn moved(
@@ -64,7 +67,7 @@ impl Coverage {
                 continue;
             }
             let counts = self.steps.get(what).copied().unwrap_or_default();
-            if counts.iter().sum::<u64>() == 0 {
+            if counts[..3].iter().sum::<u64>() == 0 {
                 missing.push(format!("{what:?}"));
                 continue;
             }
@@ -164,9 +167,9 @@ impl What {
 
 impl fmt::Display for Coverage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{:<24}{:>14}{:>14}{:>14}", "step", "control plane", "run-ops", "both")?;
-        for (what, [control_plane, run_ops, both]) in &self.steps {
-            writeln!(f, "{:<24}{control_plane:>14}{run_ops:>14}{both:>14}", format!("{what:?}"))?;
+        writeln!(f, "{:<24}{:>14}{:>14}{:>14}{:>14}", "step", "control plane", "run-ops", "both", "no effect")?;
+        for (what, [control_plane, run_ops, both, none]) in &self.steps {
+            writeln!(f, "{:<24}{control_plane:>14}{run_ops:>14}{both:>14}{none:>14}", format!("{what:?}"))?;
         }
         writeln!(f, "\n{:<72}{:>14}{:>14}", "transition", "control plane", "run-ops")?;
         for ((operation, from, to), [control_plane, run_ops]) in &self.moves {

@@ -1,7 +1,9 @@
 //! A store that can be broken in one place.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -10,12 +12,14 @@ use chrono::{DateTime, Utc};
 use store::relations::{RelatedQuery, RelatedRow};
 use store::*;
 
+use crate::{Databases, Side};
+
 /// What is broken.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fault {
     /// The control plane answers what run-ops is asked by this operation.
     Misrouted(&'static str),
-    /// A current snapshot has lost the last waitpoint whose completion made it.
+    /// A resume in run-ops does not store the link to the last waitpoint that the run goes on with.
     LostLink,
     /// The control plane's copy of a row wins.
     SwappedPrecedence,
@@ -27,12 +31,47 @@ pub enum Fault {
     FlippedNulls,
 }
 
+/// Takes links of completed waitpoints out of the run-ops database of a split, behind the store's back.
+#[derive(Clone)]
+pub(super) struct LostLinks {
+    databases: Arc<Databases>,
+    count: Arc<AtomicU64>,
+}
+
+impl fmt::Debug for LostLinks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LostLinks").field("count", &self.count()).finish_non_exhaustive()
+    }
+}
+
+impl LostLinks {
+    pub(super) fn of(databases: Arc<Databases>) -> Self {
+        Self { databases, count: Arc::default() }
+    }
+
+    /// How many rows are gone.
+    pub(super) fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// Deletes one link of a snapshot, if it has any.
+    async fn lose(&self, snapshot: &str) {
+        let sql = format!(
+            "DELETE FROM completed_waitpoint WHERE snapshot_id = '{snapshot}' AND waitpoint_id =
+                 (SELECT max(waitpoint_id) FROM completed_waitpoint WHERE snapshot_id = '{snapshot}')"
+        );
+        let lost = self.databases.sql(Side::RunOps, &sql).await.expect("the test's own database answers");
+        self.count.fetch_add(lost, Ordering::Relaxed);
+    }
+}
+
 /// A store that hands every call on, unless there is a fault in it.
 pub struct FaultStore {
     inner: Arc<dyn RunStore>,
     /// The store that answers for this one, if a call goes astray.
     other: Arc<dyn RunStore>,
     fault: Option<Fault>,
+    links: LostLinks,
 }
 
 impl FaultStore {
@@ -40,7 +79,11 @@ impl FaultStore {
     ///
     /// # Errors
     /// If there is not one store for each database.
-    pub fn split(fault: Option<Fault>, legs: [(Residency, Arc<dyn RunStore>); 2]) -> Result<Arc<dyn RunStore>> {
+    pub(super) fn split(
+        fault: Option<Fault>,
+        links: LostLinks,
+        legs: [(Residency, Arc<dyn RunStore>); 2],
+    ) -> Result<Arc<dyn RunStore>> {
         let winner = match fault {
             Some(Fault::SwappedPrecedence) => Residency::ControlPlane,
             _ => Residency::RunOps,
@@ -50,14 +93,15 @@ impl FaultStore {
         let members = legs.into_iter().map(|(residency, inner)| {
             let is_first = Arc::ptr_eq(&inner, &first);
             let other = Arc::clone(if is_first { &second } else { &first });
-            let is_of_leg = matches!(fault, Some(Fault::Misrouted(_) | Fault::UnseenEdges));
+            let is_of_leg = matches!(fault, Some(Fault::Misrouted(_) | Fault::UnseenEdges | Fault::LostLink));
             let fault = fault.filter(|_| is_of_leg && residency == Residency::RunOps);
-            let leg: Arc<dyn RunStore> = Arc::new(FaultStore { inner, other, fault });
+            let leg: Arc<dyn RunStore> = Arc::new(FaultStore { inner, other, fault, links: links.clone() });
             (residency, leg)
         });
         let router: Arc<dyn RunStore> = Arc::new(RoutingRunStore::new(Policy::preferring(winner), members.collect())?);
-        let of_router = matches!(fault, Some(Fault::LostLink | Fault::DroppedLimit | Fault::FlippedNulls));
-        Ok(Arc::new(FaultStore { other: Arc::clone(&router), inner: router, fault: fault.filter(|_| of_router) }))
+        let of_router = matches!(fault, Some(Fault::DroppedLimit | Fault::FlippedNulls));
+        let fault = fault.filter(|_| of_router);
+        Ok(Arc::new(FaultStore { other: Arc::clone(&router), inner: router, fault, links }))
     }
 
     /// The store that answers to an operation.
@@ -94,19 +138,30 @@ impl FaultStore {
         Ok(page)
     }
 
-    async fn current(
+    async fn resumed(&self, run: &RunId, input: ResumeRun) -> Result<ResumeOutcome, StoreError> {
+        let outcome = self.inner.resume_unblocked_run(run, input).await?;
+        self.lose_link(&outcome).await;
+        Ok(outcome)
+    }
+
+    async fn resumed_with_edges(
         &self,
         run: &RunId,
-        environment: Option<&EnvironmentId>,
-        read: Read,
-    ) -> Result<Option<HydratedSnapshot>, StoreError> {
-        let mut snapshot = self.inner.current_snapshot(run, environment, read).await?;
-        if let Some(snapshot) = &mut snapshot
-            && self.has(Fault::LostLink)
+        edges: Vec<EdgeWithWaitpoint>,
+        input: ResumeRun,
+    ) -> Result<ResumeOutcome, StoreError> {
+        let outcome = self.inner.resume_run_with_edges(run, edges, input).await?;
+        self.lose_link(&outcome).await;
+        Ok(outcome)
+    }
+
+    async fn lose_link(&self, outcome: &ResumeOutcome) {
+        if let (true, ResumeOutcome::Resumed(done) | ResumeOutcome::Requeued(done)) =
+            (self.has(Fault::LostLink), outcome)
+            && let Some(snapshot) = &done.snapshot
         {
-            snapshot.completed_waitpoints.pop();
+            self.links.lose(&snapshot.id).await;
         }
-        Ok(snapshot)
     }
 
     async fn edges_found(&self, filter: &EdgeFilter, limit: Option<u32>, read: Read) -> Result<Vec<Edge>, StoreError> {
@@ -185,7 +240,7 @@ delegate! {
     Snapshots [] {
         fn create_execution_snapshot(run: &RunId, input: CreateExecutionSnapshot) -> Snapshot;
         fn find_latest_execution_snapshot(run: &RunId, environment: Option<&EnvironmentId>, read: Read) -> Option<Snapshot>;
-        fn current_snapshot(run: &RunId, environment: Option<&EnvironmentId>, read: Read) -> Option<HydratedSnapshot> = current;
+        fn current_snapshot(run: &RunId, environment: Option<&EnvironmentId>, read: Read) -> Option<HydratedSnapshot>;
         fn snapshots_since(run: &RunId, since: &SnapshotId, environment: Option<&EnvironmentId>, read: Read) -> SnapshotsSince;
         fn find_execution_snapshot(lookup: &SnapshotLookup, read: Read) -> Option<Snapshot>;
         fn find_many_execution_snapshots(query: &FindSnapshots, read: Read) -> Vec<Snapshot>;
@@ -230,8 +285,8 @@ delegate! {
         fn block_run(run: &RunId, input: BlockRun, snapshot: SnapshotDetails) -> BlockedRun;
         fn block_run_with_created_batch(run: &RunId, input: BlockRunWithBatch) -> BlockedByBatch;
         fn mark_blocked(run: &RunId, input: MarkBlocked) -> Transition<Run>;
-        fn resume_unblocked_run(run: &RunId, input: ResumeRun) -> ResumeOutcome;
-        fn resume_run_with_edges(run: &RunId, edges: Vec<EdgeWithWaitpoint>, input: ResumeRun) -> ResumeOutcome;
+        fn resume_unblocked_run(run: &RunId, input: ResumeRun) -> ResumeOutcome = resumed;
+        fn resume_run_with_edges(run: &RunId, edges: Vec<EdgeWithWaitpoint>, input: ResumeRun) -> ResumeOutcome = resumed_with_edges;
     }
     Batches [] {
         fn create_batch_task_run(batch: NewBatch) -> CreateBatchOutcome;

@@ -45,7 +45,7 @@ use store::{Clock, Config, ControlPlane, PgRunStore, Residency, RunOps, RunStore
 use tokio::runtime::Runtime;
 
 pub use coverage::Coverage;
-use fault::{Fault, FaultStore};
+use fault::{Fault, FaultStore, LostLinks};
 use play::{Answer, Player};
 use steps::{Step, What};
 use world::{Named, RunSlot, WaitpointSlot, Which, World};
@@ -79,13 +79,13 @@ pub enum Subject {
     Through(Option<Fault>),
 }
 
-async fn through(config: &Config, fault: Option<Fault>) -> Result<Arc<dyn RunStore>> {
+async fn through(config: &Config, fault: Option<Fault>, links: LostLinks) -> Result<Arc<dyn RunStore>> {
     let run_ops = config.run_ops.as_ref().context("a split has two databases")?;
     let control_plane = PgRunStore::<ControlPlane>::connect(&config.control_plane).await?;
     let run_ops = PgRunStore::<RunOps>::connect(run_ops).await?;
     let control_plane: Arc<dyn RunStore> = Arc::new(control_plane.with_clock(Arc::clone(&config.clock)));
     let run_ops: Arc<dyn RunStore> = Arc::new(run_ops.with_clock(Arc::clone(&config.clock)));
-    FaultStore::split(fault, [(Residency::ControlPlane, control_plane), (Residency::RunOps, run_ops)])
+    FaultStore::split(fault, links, [(Residency::ControlPlane, control_plane), (Residency::RunOps, run_ops)])
 }
 
 /// Both stores, over databases of their own, in which one sequence after the other is done.
@@ -93,7 +93,8 @@ pub struct Arena {
     single: Arc<dyn RunStore>,
     split: Arc<dyn RunStore>,
     of_single: Databases,
-    of_split: Databases,
+    of_split: Arc<Databases>,
+    links: LostLinks,
     clock: Arc<Hands>,
     sequences: AtomicU32,
     shrinks: u32,
@@ -113,6 +114,8 @@ impl Arena {
     /// If there are no servers, or a store cannot be built.
     pub async fn fresh(subject: Subject) -> Result<Arena> {
         let (of_single, of_split) = tokio::try_join!(Databases::fresh(), Databases::fresh())?;
+        let of_split = Arc::new(of_split);
+        let links = LostLinks::of(Arc::clone(&of_split));
         let clock = Arc::new(Hands(Mutex::new(moment(0))));
         let mut config = Config::single(database_config(of_single.control_plane_url())?);
         config.clock = Arc::<Hands>::clone(&clock);
@@ -122,13 +125,14 @@ impl Arena {
         config.clock = Arc::<Hands>::clone(&clock);
         let split = match subject {
             Subject::Connected => store::connect(&config).await?,
-            Subject::Through(fault) => through(&config, fault).await?,
+            Subject::Through(fault) => through(&config, fault, links.clone()).await?,
         };
         Ok(Arena {
             single,
             split,
             of_single,
             of_split,
+            links,
             clock,
             sequences: AtomicU32::new(1),
             // What is broken on purpose need not be looked for.
@@ -171,15 +175,31 @@ impl Arena {
         }
     }
 
+    /// Does one in `of` of the sequences that begin in [every state](steps::from_every_state), from the `nth` on.
+    ///
+    /// # Errors
+    /// If a sequence tells the stores apart.
+    pub async fn go_through_states(&self, nth: usize, of: usize) -> Result<()> {
+        for steps in steps::from_every_state(play::STATES.len()).iter().skip(nth).step_by(of) {
+            self.play(steps).await.with_context(|| format!("steps: {steps:?}"))?;
+        }
+        Ok(())
+    }
+
     /// What the sequences have reached so far.
     pub fn coverage(&self) -> Coverage {
         lock(&self.coverage).clone()
     }
 
+    /// How many links of completed waitpoints [`Fault::LostLink`] has taken out of the split.
+    pub fn lost_links(&self) -> u64 {
+        self.links.count()
+    }
+
     fn player(&self, which: Which) -> Player<'_> {
         let (store, databases) = match which {
             Which::Single => (&self.single, &self.of_single),
-            Which::Split => (&self.split, &self.of_split),
+            Which::Split => (&self.split, self.of_split.as_ref()),
         };
         Player { which, store, databases }
     }
@@ -214,6 +234,7 @@ impl Arena {
             return self.plant_stale_copy(world, step).await;
         }
         let [single, split] = players;
+        let step = &world.focused(step);
         // Before the step, and only if it is about one run.
         let before = match world.run_index(step.a) {
             Some(run) if step.what == What::Advance || step.what.operation().is_some() => {
@@ -241,7 +262,7 @@ impl Arena {
         if left != right {
             bail!("{what:?} is answered differently {}", text::difference(&left, &right));
         }
-        lock(&self.coverage).count(what, touched);
+        lock(&self.coverage).count(what, touched, of_single.had_effect);
         self.rename_minted(world, players, step, what).await?;
         let is_creation = what.operation().is_some_and(|operation| What::of(operation).is_none());
         let subject = if is_creation {
@@ -251,6 +272,7 @@ impl Arena {
             if touches_one { world.run_index(step.a) } else { None }
         };
         if let Some(run) = subject {
+            world.last_run = Some(run);
             let after = single.latest(&world.runs[run]).await?;
             let new = world.new_snapshot();
             if let Some(after) = &after
@@ -330,7 +352,7 @@ impl Arena {
         );
         self.of_split.sql(Side::ControlPlane, &sql).await?;
         world.waitpoints[index].is_copied = true;
-        lock(&self.coverage).count(What::PlantStaleCopy, 2);
+        lock(&self.coverage).count(What::PlantStaleCopy, 2, true);
         Ok(())
     }
 

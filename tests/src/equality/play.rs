@@ -25,6 +25,9 @@ pub(super) struct Answer {
     pub(super) text: String,
     /// The row that was to be made was made.
     pub(super) made: bool,
+    /// What makes a step across the seam more than a call: the run is blocked, or goes on, or the completion finds a run
+    /// of the other database. Of other steps nothing of the kind is asked.
+    pub(super) had_effect: bool,
     /// The id of the waitpoint that was made or found.
     pub(super) waitpoint: Option<WaitpointId>,
 }
@@ -43,11 +46,11 @@ const READ: Read = Read::Primary;
 
 fn show<T: Debug>(answer: Result<T, StoreError>) -> Answer {
     match answer {
-        Ok(answer) => Answer { text: format!("{answer:#?}"), made: true, waitpoint: None },
+        Ok(answer) => Answer { text: format!("{answer:#?}"), made: true, had_effect: true, waitpoint: None },
         Err(error) => {
             // Which database it was is the one thing that may differ.
             let text = format!("{}: {:#?}, change {:?}", error.operation(), error.kind(), error.change());
-            Answer { text, made: false, waitpoint: None }
+            Answer { text, made: false, had_effect: true, waitpoint: None }
         }
     }
 }
@@ -380,7 +383,9 @@ impl Player<'_> {
             What::Block => {
                 let (slot, run) = run!(a);
                 let input = pick!(self.block(world, slot, step));
-                show(store.block_run(&run, input, details).await)
+                let answer = store.block_run(&run, input, details).await;
+                let had_effect = answer.is_ok();
+                Answer { had_effect, ..show(answer) }
             }
             What::BlockByBatch => {
                 let (slot, run) = run!(a);
@@ -406,7 +411,9 @@ impl Player<'_> {
                 let (slot, run) = run!(a);
                 world.touch_links_of_run(slot);
                 let from = if b.is_multiple_of(2) { None } else { Some(from!(slot)) };
-                show(store.resume_unblocked_run(&run, ResumeRun { from, snapshot: details }).await)
+                let answer = store.resume_unblocked_run(&run, ResumeRun { from, snapshot: details }).await;
+                let had_effect = matches!(answer, Ok(ResumeOutcome::Resumed(_) | ResumeOutcome::Requeued(_)));
+                Answer { had_effect, ..show(answer) }
             }
             What::ClearBlocks => {
                 let (_, run) = run!(a);
@@ -473,7 +480,13 @@ impl Player<'_> {
                 };
                 let output = WaitpointOutput { is_error: c.is_multiple_of(4), ..waits::output(&format!("output {c}")) };
                 let id = self.waitpoint(waitpoint);
-                show(store.complete_waitpoint(&id, CompleteWaitpoint { output, context }).await)
+                let answer = store.complete_waitpoint(&id, CompleteWaitpoint { output, context }).await;
+                // The run beside it may be in another database without anything to do with the completion.
+                let elsewhere = world.runs.iter().filter(|run| run.kind != waitpoint.kind);
+                let elsewhere: Vec<String> = elsewhere.map(|run| run.ids.of(which).to_string()).collect();
+                let waits_elsewhere = |edge: &Edge| elsewhere.contains(&edge.task_run_id);
+                let had_effect = answer.as_ref().is_ok_and(|done| done.edges.iter().any(waits_elsewhere));
+                Answer { had_effect, ..show(answer) }
             }
             What::ForCompletion => {
                 let waitpoint = pick!(world.waitpoint(a));
@@ -1214,20 +1227,19 @@ fn batch_update(world: &World, step: &Step) -> BatchUpdate {
     }
 }
 
-/// States that a caller can write, with the status that belongs to them. That of a delayed run of the old engine, which no
-/// other step leads to, stands here more than once.
-const STATES: [(ExecutionStatus, RunStatus); 12] = [
-    (ExecutionStatus::ExecutingWithWaitpoints, RunStatus::Executing),
-    (ExecutionStatus::QueuedExecuting, RunStatus::Executing),
-    (ExecutionStatus::Executing, RunStatus::Executing),
+/// States that a caller can write, with the status that belongs to them.
+pub(super) const STATES: [(ExecutionStatus, RunStatus); 11] = [
     (ExecutionStatus::Queued, RunStatus::Pending),
-    (ExecutionStatus::Suspended, RunStatus::WaitingToResume),
+    (ExecutionStatus::QueuedExecuting, RunStatus::Executing),
     (ExecutionStatus::PendingExecuting, RunStatus::Dequeued),
+    (ExecutionStatus::Executing, RunStatus::Executing),
+    (ExecutionStatus::ExecutingWithWaitpoints, RunStatus::Executing),
+    (ExecutionStatus::Suspended, RunStatus::WaitingToResume),
+    (ExecutionStatus::PendingCancel, RunStatus::Executing),
     (ExecutionStatus::RunCreated, RunStatus::PendingVersion),
+    // A delayed run of the old engine, and one that waits for nothing.
     (ExecutionStatus::RunCreated, RunStatus::Delayed),
-    (ExecutionStatus::RunCreated, RunStatus::Delayed),
-    (ExecutionStatus::RunCreated, RunStatus::Delayed),
-    (ExecutionStatus::RunCreated, RunStatus::Delayed),
+    (ExecutionStatus::RunCreated, RunStatus::Pending),
     (ExecutionStatus::Delayed, RunStatus::Delayed),
 ];
 
