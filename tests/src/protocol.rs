@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use store::{
-    BlockRun, CreateRun, CreateRunOutcome, Effect, Environment, EnvironmentType, Idempotency, NewRun, ResumeRun, RunId,
-    RunStore, SnapshotDetails,
+    BlockRun, BlockRunWithBatch, CreateRun, CreateRunOutcome, Effect, Environment, EnvironmentType, Idempotency,
+    NewRun, ResumeRun, RunId, RunStore, SnapshotDetails,
 };
 
 use crate::runs::new_run;
@@ -24,6 +24,22 @@ pub enum Protocol {
         waitpoints: Vec<String>,
         /// Their project.
         project: String,
+    },
+    /// A run comes to wait for a batch, whose waitpoint is made for it. What that asks for is not carried out.
+    BlockByBatch {
+        /// The run.
+        run: String,
+        /// The batch.
+        batch: String,
+        /// The id of its waitpoint, if there is none yet.
+        waitpoint: String,
+        /// The environment of both, and its project.
+        environment: [String; 2],
+    },
+    /// The waitpoint of a run is asked for.
+    RunWaitpoint {
+        /// The run.
+        run: String,
     },
     /// A waitpoint is completed, and the runs that wait for it go on.
     Complete {
@@ -96,6 +112,20 @@ impl Protocol {
                 let input = BlockRun::by(waitpoints, project.parse()?);
                 let blocked = store.block_run(&run.parse()?, input, SnapshotDetails::default()).await?;
                 return Ok(told(&blocked.transition.effects));
+            }
+            Protocol::BlockByBatch { run, batch, waitpoint, environment: [environment, project] } => {
+                let input = BlockRunWithBatch {
+                    batch: batch.parse()?,
+                    waitpoint: waitpoint.parse()?,
+                    environment: environment.parse()?,
+                    project: project.parse()?,
+                    snapshot: SnapshotDetails::default(),
+                };
+                let blocked = store.block_run_with_created_batch(&run.parse()?, input).await?;
+                return Ok(told(&blocked.blocked.transition.effects));
+            }
+            Protocol::RunWaitpoint { run } => {
+                return Ok(told(&store.get_or_create_run_waitpoint(&run.parse()?).await?.effects));
             }
             Protocol::Create { run, environment, key } => return create(store, run.parse()?, environment, key).await,
             Protocol::Complete { waitpoint, resume } => {

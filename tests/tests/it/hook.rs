@@ -7,18 +7,18 @@ use anyhow::{Context, Result};
 use async_trait::async_trait;
 use sea_orm::{ConnectionTrait, DatabaseTransaction};
 use store::{
-    AbortBatch, BatchId, Change, CreateBatchOutcome, CreateRun, Effect, EnqueueDelayedRun, Entry, ErrorKind,
-    ExecutionStatus, ExpireRunOutcome, HookFailure, KeepBatch, MarkBlocked, NewBatch, NewWaitpoint, ParkPendingVersion,
-    PromotePendingVersionRun, Read, RescheduleRun, Residency, ResumeFromCheckpoint, ResumeQueuedExecuting, ResumeRun,
-    Run, RunId, RunStatus, Snapshot, SnapshotDetails, SnapshotId, StartAttempt, StoreError, TransitionHook,
-    WaitpointId, WaitpointKind,
+    AbortBatch, BatchId, Change, CreateBatchOutcome, CreateCancelledRun, CreateFailedRun, CreateRun, Effect,
+    EnqueueDelayedRun, Entry, ErrorKind, ExecutionStatus, ExpireRunOutcome, HookFailure, KeepBatch, MarkBlocked,
+    NewBatch, NewWaitpoint, ParkPendingVersion, PromotePendingVersionRun, Read, RescheduleRun, Residency,
+    ResumeFromCheckpoint, ResumeQueuedExecuting, ResumeRun, RewriteDebouncedRun, Run, RunId, RunStatus, Snapshot,
+    SnapshotDetails, SnapshotId, StartAttempt, StoreError, TransitionHook, WaitpointId, WaitpointKind,
 };
 use tests::Side;
-use tests::moves::{parked_expiry, requeue_from, retry_from, suspend_from};
+use tests::moves::{parked_expiry, requeue_from, retry_from, rewrite, suspend_from};
 use tests::runs::{
     Home, Stores, cancellation, complete_from, created, expiry, fail_from, lock_to_worker, moment, start_from,
 };
-use tests::waits::{block_by, completion, create_token, token_in};
+use tests::waits::{block_by, completion, create_token, output, token_in};
 
 /// What the hook of a test does.
 #[derive(Debug)]
@@ -154,6 +154,21 @@ async fn check_nothing_remains(stores: &Stores, check: impl Fn(&StoreError, &str
         check(&error, &format!("{home}: a create"));
         home.check_nothing_written(&id).await?;
 
+        let new = home.new_run();
+        let (id, error) = (new.id, serde_json::json!({ "type": "X" }));
+        let (completed_at, snapshot) = (moment(0), SnapshotDetails::default());
+        let input = CreateCancelledRun { run: new, error, completed_at, updated_at: completed_at, snapshot };
+        let error = home.store().create_cancelled_run(input).await.expect_err("the hook failed");
+        check(&error, &format!("{home}: a create of a cancelled run"));
+        home.check_nothing_written(&id).await?;
+
+        let new = home.new_run();
+        let (id, error) = (new.id, serde_json::json!({ "type": "X" }));
+        let input = CreateFailedRun { run: new, error, completed_at, waitpoint: Some(WaitpointId::mint()) };
+        let error = home.store().create_failed_run(input).await.expect_err("the hook failed");
+        check(&error, &format!("{home}: a create of a failed run"));
+        home.check_nothing_written(&id).await?;
+
         let error = home.store().lock_run_to_worker(&queued.id, lock_to_worker(&queued.snapshot)).await;
         check(&error.expect_err("the hook failed"), &format!("{home}: a transition"));
         let error = home.store().cancel_run(&executing.id, cancellation(true)).await;
@@ -165,9 +180,9 @@ async fn check_nothing_remains(stores: &Stores, check: impl Fn(&StoreError, &str
         assert_eq!(failed.runs, [queued.id], "{home}");
         check(&failed.error, &format!("{home}: a bulk expiry"));
 
-        check_moves(&home, &maker, &check).await?;
-        check_waits(&home, &maker, &check).await?;
-        check_ends(&home, &maker, &check).await?;
+        Box::pin(check_moves(&home, &maker, &check)).await?;
+        Box::pin(check_waits(&home, &maker, &check)).await?;
+        Box::pin(check_ends(&home, &maker, &check)).await?;
 
         assert_eq!(rows().await?, before, "{home}: something was written");
         for run in [&queued, &executing] {
@@ -232,6 +247,10 @@ async fn check_moves(home: &Home<'_>, maker: &Home<'_>, check: &impl Fn(&StoreEr
         let input = RescheduleRun { delay_until: moment(0), queue_timestamp: None, snapshot: snapshot() };
         store.reschedule_run(&run.id, input)
     });
+    rolled_back!("rewrite", Delayed, |run| {
+        let input = RewriteDebouncedRun { delay_until: Some(moment(0)), ..rewrite() };
+        store.rewrite_debounced_run(&run.id, input)
+    });
     rolled_back!("enqueue", Delayed, |run| store.enqueue_delayed_run(&run.id, EnqueueDelayedRun::default()));
     Ok(())
 }
@@ -262,6 +281,11 @@ async fn check_waits(home: &Home<'_>, maker: &Home<'_>, check: &impl Fn(&StoreEr
     assert_eq!((&after.0, &after.1), (&before.0, &before.1), "{home}: the run is marked");
 
     let _blocked = maker.store().block_run(&run.id, block_by(maker, &[&token]), SnapshotDetails::default()).await?;
+    let pending = home.waitpoint(&token).await?;
+    let error = store.complete_waitpoint(&token, completion("y")).await.map(drop).expect_err("the hook failed");
+    check(&error, &format!("{home}: a completion"));
+    assert_eq!(home.waitpoint(&token).await?, pending, "{home}: the waitpoint was changed");
+
     let _done = maker.store().complete_waitpoint(&token, completion("x")).await?;
     let before = stored(home, &run.id).await?;
     let error = store.resume_unblocked_run(&run.id, ResumeRun::default()).await.map(drop).expect_err("the hook failed");
@@ -272,7 +296,7 @@ async fn check_waits(home: &Home<'_>, maker: &Home<'_>, check: &impl Fn(&StoreEr
 
 /// The ends of a batch, with the waitpoint that waits for it.
 async fn check_ends(home: &Home<'_>, maker: &Home<'_>, check: &impl Fn(&StoreError, &str)) -> Result<()> {
-    for what in ["complete", "abort"] {
+    for what in ["complete", "abort", "complete what waits for"] {
         let batch = BatchId::mint(home.residency());
         let made = maker.store().create_batch_task_run(NewBatch::new(batch, maker.environment().id.clone(), 0)).await?;
         assert!(matches!(made, CreateBatchOutcome::Created(_)), "{home}: {made:?}");
@@ -284,11 +308,13 @@ async fn check_ends(home: &Home<'_>, maker: &Home<'_>, check: &impl Fn(&StoreErr
             anyhow::Ok((batch, home.waitpoint(&id).await?))
         };
         let before = rows().await?;
-        let error = if what == "complete" {
-            home.store().complete_batch_if_done(&batch).await.map(drop)
-        } else {
-            let input = AbortBatch { unless: KeepBatch::Over, error: serde_json::json!({ "type": "X" }) };
-            home.store().abort_batch(&batch, input).await.map(drop)
+        let error = match what {
+            "complete" => home.store().complete_batch_if_done(&batch).await.map(drop),
+            "abort" => {
+                let input = AbortBatch { unless: KeepBatch::Over, error: serde_json::json!({ "type": "X" }) };
+                home.store().abort_batch(&batch, input).await.map(drop)
+            }
+            _ => home.store().complete_batch_waitpoints(&batch, output("x")).await.map(drop),
         };
         check(&error.expect_err("the hook failed"), &format!("{home}: {what} a batch"));
         assert_eq!(rows().await?, before, "{home}: {what}: batch or waitpoint was changed");

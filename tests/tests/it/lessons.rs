@@ -1,5 +1,5 @@
 //! What goes wrong where runs are spread over two databases, and what stops it here: a type, without which the mistake
-//! does not compile, or a test, which fails with it.
+//! does not compile, a test, which fails with it, or a check of the sources, which finds it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -14,11 +14,13 @@ enum Stop {
     Type(&'static str),
     /// This test.
     Test(&'static str),
+    /// This check of the sources, in `.ci`.
+    Check(&'static str),
     /// Nothing of the store's: it is for this part of a system around it.
     Elsewhere(&'static str),
 }
 
-use Stop::{Elsewhere, Test, Type};
+use Stop::{Check, Elsewhere, Test, Type};
 
 /// Parts of a system that are not the store's.
 const OTHERS: [&str; 7] = ["resolver", "mint", "gate", "cache", "replication", "application", "naming"];
@@ -37,7 +39,7 @@ const LESSONS: &[(u32, &str, Stop)] = &[
     (8, "a token that nobody owns falls into a default", Test("a_waitpoint_is_stored_as_it_is_returned_in_its_place")),
     (9, "the read that fails and the read that may miss go different ways", Test("a_run_that_is_not_there_is_missing_once_and_by_the_name_of_its_database")),
     (10, "a caller's transaction of the wrong database is written into", Type("RunStore")),
-    (11, "tables are written past the routing", Type("Database")),
+    (11, "tables are written past the routing", Check("fence")),
     (12, "edges are removed in another database than their run's", Test("exactly_the_named_edges_are_removed")),
     (13, "edges to waitpoints elsewhere are not written", Test("blocking_writes_each_edge_and_connection_once_wherever_the_waitpoint_is")),
     (14, "a foreign key refuses what lies across the seam", Test("the_foreign_keys_of_the_seam_fall_in_a_migration_of_their_own")),
@@ -140,7 +142,7 @@ const LESSONS: &[(u32, &str, Stop)] = &[
     (106, "half a success is told as one, or as none", Test("a_completion_that_is_cut_off_at_any_step_is_made_up_for_by_its_repetition")),
     // Asleep for good.
     (107, "a batch that was never sealed is waited for", Test("an_aborted_batch_completes_its_waitpoint_with_the_error")),
-    (108, "an end wakes nobody", Test("a_batch_is_complete_when_all_of_its_runs_were_made_and_are_over")),
+    (108, "an end wakes nobody", Test("an_aborted_batch_completes_its_waitpoint_with_the_error")),
     (109, "a run expires that had been started, or waits in no queue", Test("a_run_that_must_not_expire_is_left_as_it_is_for_a_reason")),
     (110, "results are read through tables of one database", Test("results_come_in_item_order_and_leave_out_what_is_not_over")),
     (111, "those who try again do so in step", Test("waiting_creators_do_not_look_in_step")),
@@ -161,7 +163,7 @@ const LESSONS: &[(u32, &str, Stop)] = &[
     (124, "a database is not migrated, or with the other's migrations", Test("the_wrong_migrator_is_refused_and_changes_nothing")),
     (125, "two consumers wait for one lock", Elsewhere("replication")),
     (126, "replication goes through a pooler", Elsewhere("replication")),
-    (127, "a mistake comes back with the next change", Test("every_mistake_is_stopped_once_and_by_something_that_exists")),
+    (127, "a mistake comes back with the next change", Check("fence")),
     (128, "a check passes because it looks at nothing", Test("the_run_ops_schema_has_everything_in_the_numbers_that_are_specified")),
     // The control plane's data.
     (129, "a run is locked to a version that was replaced", Elsewhere("cache")),
@@ -251,6 +253,8 @@ fn every_mistake_is_stopped_once_and_by_something_that_exists() -> Result<()> {
         types.len()
     );
 
+    let checks = std::fs::read_to_string(workspace.join(".ci/run"))?;
+
     let numbers: Vec<u32> = LESSONS.iter().map(|(number, ..)| *number).collect();
     assert_eq!(numbers, (1..=COUNT).collect::<Vec<_>>(), "each number once, in order");
     let mut stopped = 0;
@@ -259,6 +263,11 @@ fn every_mistake_is_stopped_once_and_by_something_that_exists() -> Result<()> {
         match stop {
             Test(name) => assert!(tests.contains_key(*name), "{number}, {what}: no test is called {name}"),
             Type(name) => assert!(types.contains(*name), "{number}, {what}: no type of the store is called {name}"),
+            Check(name) => {
+                let path = format!(".ci/{name}");
+                assert!(workspace.join(&path).is_file(), "{number}, {what}: there is no {path}");
+                assert!(checks.contains(&path), "{number}, {what}: {path} is carried out by nobody");
+            }
             Elsewhere(part) => assert!(OTHERS.contains(part), "{number}, {what}: {part} is no part of a system"),
         }
         stopped += usize::from(!matches!(stop, Elsewhere(_)));

@@ -11,7 +11,7 @@ use store::{
     ResumeRun, RunId, SnapshotDetails, SnapshotId, WaitpointId, claim_home,
 };
 use tests::protocol::{Protocol, Resume};
-use tests::runs::{Home, Seeded, current, environment};
+use tests::runs::{Home, Seeded, complete_from, current, environment};
 use tests::waits::{block_by, carry_out, completion, create_token};
 use tests::{Databases, Side};
 
@@ -22,6 +22,10 @@ pub(super) enum Subject {
     Block,
     /// A run comes to wait for tokens that are done.
     BlockOnDone,
+    /// A run comes to wait for a batch that goes on.
+    BlockByBatch,
+    /// The waitpoint of a run is asked for that has ended without one.
+    RunWaitpoint,
     /// The token that a run still waits for is completed; it is in the other database.
     Complete,
     /// A run that waits for tokens of both databases goes on.
@@ -46,6 +50,15 @@ pub(super) struct Case {
 
 fn resume(from: &SnapshotId) -> Resume {
     Resume { from: from.to_string(), to: SnapshotId::mint().to_string() }
+}
+
+/// A batch of one member, which is still to be counted.
+async fn create_batch(home: &Home<'_>) -> Result<BatchId> {
+    let batch = NewBatch::new(BatchId::mint(home.residency()), home.environment().id.clone(), 1);
+    let id = batch.id;
+    let made = home.store().create_batch_task_run(batch).await?;
+    anyhow::ensure!(matches!(made, CreateBatchOutcome::Created(_)), "{made:?}");
+    Ok(id)
 }
 
 /// A run that is blocked on tokens, and the snapshot that says so.
@@ -102,11 +115,27 @@ impl Subject {
                 complete(home, &tokens).await?;
                 (run.id, Protocol::Resume { run: id.to_string(), resume: resume(snapshot) })
             }
+            Subject::BlockByBatch => {
+                let batch = create_batch(home).await?;
+                let run = home.create_executing().await?.id;
+                let waitpoint = WaitpointId::mint();
+                names.extend([(batch.to_string(), "batch"), (waitpoint.to_string(), "batch's waitpoint")]);
+                let Environment { id, project, .. } = home.environment();
+                let protocol = Protocol::BlockByBatch {
+                    run: run.to_string(),
+                    batch: batch.to_string(),
+                    waitpoint: waitpoint.to_string(),
+                    environment: [id.to_string(), project.to_string()],
+                };
+                (run, protocol)
+            }
+            Subject::RunWaitpoint => {
+                let run = home.create_executing().await?;
+                let _ended = home.store().complete_attempt_success(&run.id, complete_from(&run.snapshot)).await?;
+                (run.id, Protocol::RunWaitpoint { run: run.id.to_string() })
+            }
             Subject::EndBatch => {
-                let batch = NewBatch::new(BatchId::mint(home.residency()), home.environment().id.clone(), 1);
-                let id = batch.id;
-                let made = home.store().create_batch_task_run(batch).await?;
-                anyhow::ensure!(matches!(made, CreateBatchOutcome::Created(_)), "{made:?}");
+                let id = create_batch(home).await?;
                 let run = home.create_executing().await?.id;
                 let input = BlockRunWithBatch {
                     batch: id,

@@ -12,9 +12,11 @@ use tokio::select;
 use super::cases::Subject;
 use crate::races::{check_in_order, connections_in, poll_at_most};
 
-const SUBJECTS: [Subject; 7] = [
+const SUBJECTS: [Subject; 9] = [
     Subject::Block,
     Subject::BlockOnDone,
+    Subject::BlockByBatch,
+    Subject::RunWaitpoint,
     Subject::Complete,
     Subject::Resume,
     Subject::Requeue,

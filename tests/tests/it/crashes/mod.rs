@@ -243,6 +243,16 @@ async fn a_block_on_what_is_done_whose_process_dies_is_completed_by_its_repetiti
 }
 
 #[tokio::test]
+async fn a_block_by_a_batch_whose_process_dies_is_completed_by_its_repetition() -> Result<()> {
+    check_everywhere(Subject::BlockByBatch).await
+}
+
+#[tokio::test]
+async fn a_waitpoint_of_a_run_that_is_over_whose_process_dies_is_completed_by_its_repetition() -> Result<()> {
+    check_everywhere(Subject::RunWaitpoint).await
+}
+
+#[tokio::test]
 async fn a_completion_whose_process_dies_wakes_the_run_when_it_is_repeated() -> Result<()> {
     check_everywhere(Subject::Complete).await
 }

@@ -50,6 +50,16 @@ fn rounds() -> usize {
     asked_for.map_or(20, |rounds| rounds.parse().expect("RACE_ROUNDS is a number of rounds"))
 }
 
+/// How many of them are for each mode, where both take their turn.
+fn rounds_of_each_mode() -> usize {
+    rounds().div_ceil(Mode::ALL.len())
+}
+
+/// Stores that carry out transitions in one of the two ways.
+async fn stores_in(mode: Mode) -> Result<Stores> {
+    Stores::configured(|config| mode.configure(config)).await
+}
+
 /// What one of several callers does.
 type Caller<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
