@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use migration::Schema;
 use provision::{Durability, Options, Role, Server, start_from_binaries};
 use sea_orm::{
@@ -13,8 +13,9 @@ use sea_orm::{
     },
 };
 use store::{
-    CreateRun, CreatedRun, Environment, Payload, Read, Residency, Run, RunId, RunStore, Snapshot, SnapshotId,
-    Transition, Waitpoint, WaitpointId,
+    BlockRun, CompleteWaitpoint, CreateRun, CreatedRun, Environment, NewWaitpoint, Owner, Payload, Placement, Read,
+    Residency, ResumeOutcome, ResumeRun, Run, RunId, RunStore, Snapshot, SnapshotDetails, SnapshotId, Transition,
+    Waitpoint, WaitpointId, WaitpointKind, WaitpointOutput, WaitpointStatus,
 };
 use tests::{
     Both, Side,
@@ -25,6 +26,9 @@ use super::plain;
 
 /// Runs that are there before anything is measured, in each database.
 const RUNS: usize = 5_000;
+
+/// Runs among these that wait, and as many that have waited.
+const WAITED: usize = 1_000;
 
 /// The name of the database on each server.
 const DATABASE: &str = "runseam_bench";
@@ -132,6 +136,28 @@ pub(crate) struct Bed {
     queued: Seeded,
     locked: Seeded,
     executing: Seeded,
+    waiting: Seeded,
+    resumed: Seeded,
+    /// Tokens to be copied.
+    pending: WaitpointId,
+    completed: WaitpointId,
+    /// Runs that have waited for a token and go on. They stay as they are.
+    pub(crate) waited: Vec<Waited>,
+}
+
+/// A run, and a token beside it.
+#[derive(Clone, Debug)]
+pub(crate) struct Waiting {
+    pub(crate) run: Seeded,
+    pub(crate) token: WaitpointId,
+}
+
+/// A run that has waited: its current snapshot has one completed waitpoint, and follows two others.
+#[derive(Clone, Debug)]
+pub(crate) struct Waited {
+    pub(crate) id: RunId,
+    /// The snapshot before it was held up.
+    pub(crate) since: SnapshotId,
 }
 
 /// A state in which runs are made for a transition.
@@ -140,6 +166,10 @@ pub(crate) enum State {
     Queued,
     Locked,
     Executing,
+    /// Held up.
+    Waiting,
+    /// Executing again.
+    Resumed,
 }
 
 impl Bed {
@@ -166,10 +196,18 @@ impl Bed {
             let locked = create(store.as_ref(), residency, &environment).await?.0;
             let transition = store.lock_run_to_worker(&locked.id, lock_to_worker(&locked.snapshot)).await?;
             let locked = Seeded { id: locked.id, snapshot: current(&transition)? };
-            let executing = create(store.as_ref(), residency, &environment).await?.0;
-            let transition = store.lock_run_to_worker(&executing.id, lock_to_worker(&executing.snapshot)).await?;
-            let transition = store.start_attempt(&executing.id, start_from(&current(&transition)?)).await?;
-            let executing = Seeded { id: executing.id, snapshot: current(&transition)? };
+            let executing = execute(store.as_ref(), residency, &environment).await?;
+            let waiting = execute(store.as_ref(), residency, &environment).await?;
+            let pending = token(store.as_ref(), waiting.id, &environment).await?;
+            let waiting = block(store.as_ref(), waiting.id, &pending, &environment).await?;
+            let resumed = execute(store.as_ref(), residency, &environment).await?;
+            let completed = token(store.as_ref(), resumed.id, &environment).await?;
+            drop(store.complete_waitpoint(&completed, CompleteWaitpoint::beside(resumed.id, output())).await?);
+            let resumed = block(store.as_ref(), resumed.id, &completed, &environment).await?;
+            let resumed = match store.resume_unblocked_run(&resumed.id, ResumeRun::default()).await? {
+                ResumeOutcome::Resumed(transition) => Seeded { id: resumed.id, snapshot: current(&transition)? },
+                outcome => bail!("a run whose token is complete was not resumed: {outcome:?}"),
+            };
 
             let plain = plain::Template::read(side, sea_orm.get(side), &queued).await?;
             let mut bed = Bed {
@@ -184,8 +222,16 @@ impl Bed {
                 queued,
                 locked,
                 executing,
+                waiting,
+                resumed,
+                pending,
+                completed,
+                waited: Vec::new(),
             };
             bed.ids = bed.runs_in(State::Queued, RUNS).await?.into_iter().map(|run| run.id).collect();
+            // Edges, tokens and links are there, too, when the planner looks.
+            bed.waiting_for(WaitpointStatus::Pending, WAITED).await?;
+            bed.waited = bed.runs_that_waited(WAITED).await?;
             sqlx::raw_sql("ANALYZE").execute(bed.pool()).await?;
             beds.push(bed);
         }
@@ -212,6 +258,8 @@ impl Bed {
             State::Queued => &self.queued,
             State::Locked => &self.locked,
             State::Executing => &self.executing,
+            State::Waiting => &self.waiting,
+            State::Resumed => &self.resumed,
         };
         let new = || Seeded { id: RunId::mint(self.residency()), snapshot: SnapshotId::mint() };
         let runs: Vec<Seeded> = std::iter::repeat_with(new).take(count).collect();
@@ -250,6 +298,109 @@ impl Bed {
         Ok(runs)
     }
 
+    /// Makes tokens by copying one that is in that state.
+    async fn tokens(&self, status: WaitpointStatus, count: usize) -> Result<Vec<WaitpointId>> {
+        let template = match status {
+            WaitpointStatus::Pending => &self.pending,
+            WaitpointStatus::Completed => &self.completed,
+        };
+        let tokens: Vec<WaitpointId> = std::iter::repeat_with(WaitpointId::mint).take(count).collect();
+        let ids: Vec<&str> = tokens.iter().map(WaitpointId::as_str).collect();
+        sqlx::query(
+            "INSERT INTO waitpoint
+            SELECT (jsonb_populate_record(w, jsonb_build_object(
+                'id', n.id, 'friendly_id', 'waitpoint_' || n.id, 'idempotency_key', n.id
+            ))).*
+            FROM unnest($1) AS n (id), waitpoint AS w WHERE w.id = $2",
+        )
+        .bind(&ids)
+        .bind(template.as_str())
+        .execute(self.pool())
+        .await
+        .context("the tokens to be measured cannot be made")?;
+        Ok(tokens)
+    }
+
+    /// Makes runs that execute, and a pending token for each.
+    pub(crate) async fn about_to_wait(&self, count: usize) -> Result<Vec<Waiting>> {
+        let runs = self.runs_in(State::Executing, count).await?;
+        let tokens = self.tokens(WaitpointStatus::Pending, count).await?;
+        Ok(runs.into_iter().zip(tokens).map(|(run, token)| Waiting { run, token }).collect())
+    }
+
+    /// Makes runs that are held up by a token each, which is in that state.
+    pub(crate) async fn waiting_for(&self, status: WaitpointStatus, count: usize) -> Result<Vec<Waiting>> {
+        let runs = self.runs_in(State::Waiting, count).await?;
+        let tokens = self.tokens(status, count).await?;
+        let ids: Vec<&str> = runs.iter().map(|run| run.id.as_str()).collect();
+        let token_ids: Vec<&str> = tokens.iter().map(WaitpointId::as_str).collect();
+        sqlx::query(
+            "INSERT INTO task_run_waitpoint (id, task_run_id, waitpoint_id, project_id, updated_at)
+            SELECT gen_random_uuid()::text, n.run_id, n.waitpoint_id, $3, now()
+            FROM unnest($1, $2) AS n (run_id, waitpoint_id)",
+        )
+        .bind(&ids)
+        .bind(&token_ids)
+        .bind(self.environment.project.as_str())
+        .execute(self.pool())
+        .await
+        .context("the edges to be measured cannot be made")?;
+        Ok(runs.into_iter().zip(tokens).map(|(run, token)| Waiting { run, token }).collect())
+    }
+
+    /// Makes runs that have waited, with the snapshots from before.
+    async fn runs_that_waited(&self, count: usize) -> Result<Vec<Waited>> {
+        const EARLIER: &str = "INSERT INTO task_run_execution_snapshot
+            SELECT (jsonb_populate_record(s, jsonb_build_object(
+                'id', n.id, 'run_id', n.run_id, 'created_at', s.created_at - $4 * INTERVAL '1 second'
+            ))).*
+            FROM unnest($1, $2) AS n (id, run_id), task_run_execution_snapshot AS s WHERE s.id = $3";
+        let linked = match self.side {
+            Side::ControlPlane => "INSERT INTO _completed_waitpoints (a, b) SELECT * FROM unnest($1, $2)",
+            Side::RunOps => {
+                "INSERT INTO completed_waitpoint (id, snapshot_id, waitpoint_id)
+                SELECT gen_random_uuid()::text, n.* FROM unnest($1, $2) AS n (snapshot_id, waitpoint_id)"
+            }
+        };
+        let expected = "the runs that have waited cannot be made";
+        let runs = self.runs_in(State::Resumed, count).await?;
+        let tokens = self.tokens(WaitpointStatus::Completed, count).await?;
+        let ids: Vec<&str> = runs.iter().map(|run| run.id.as_str()).collect();
+        let snapshots: Vec<&str> = runs.iter().map(|run| run.snapshot.as_str()).collect();
+        let token_ids: Vec<&str> = tokens.iter().map(WaitpointId::as_str).collect();
+        sqlx::query(linked).bind(&snapshots).bind(&token_ids).execute(self.pool()).await.context(expected)?;
+        let mut since = Vec::new();
+        // Long before the current one, which may be of the same moment as those that are copied.
+        for (template, seconds) in [(&self.waiting, 1_i32), (&self.executing, 2)] {
+            since = std::iter::repeat_with(SnapshotId::mint).take(count).collect();
+            let earlier: Vec<&str> = since.iter().map(SnapshotId::as_str).collect();
+            let copied = sqlx::query(EARLIER).bind(&earlier).bind(&ids).bind(template.snapshot.as_str()).bind(seconds);
+            copied.execute(self.pool()).await.context(expected)?;
+        }
+        Ok(runs.into_iter().zip(since).map(|(run, since)| Waited { id: run.id, since }).collect())
+    }
+
+    /// How much lies beside a run: edges, waitpoints that have held it up, and completed waitpoints of its snapshots.
+    pub(crate) async fn beside(&self, id: &RunId) -> Result<String> {
+        let text = match self.side {
+            Side::ControlPlane => {
+                "SELECT (SELECT count(*) FROM task_run_waitpoint WHERE task_run_id = $1),
+                    (SELECT count(*) FROM _waitpoint_run_connections WHERE a = $1),
+                    (SELECT count(*) FROM _completed_waitpoints AS l
+                     JOIN task_run_execution_snapshot AS s ON s.id = l.a WHERE s.run_id = $1)"
+            }
+            Side::RunOps => {
+                "SELECT (SELECT count(*) FROM task_run_waitpoint WHERE task_run_id = $1),
+                    (SELECT count(*) FROM waitpoint_run_connection WHERE task_run_id = $1),
+                    (SELECT count(*) FROM completed_waitpoint AS l
+                     JOIN task_run_execution_snapshot AS s ON s.id = l.snapshot_id WHERE s.run_id = $1)"
+            }
+        };
+        let (edges, connections, completed): (i64, i64, i64) =
+            sqlx::query_as(text).bind(id.as_str()).fetch_one(self.pool()).await?;
+        Ok(format!("edges {edges}, connected waitpoints {connections}, completed waitpoints {completed}"))
+    }
+
     /// A run and its current snapshot as the store reads them now.
     pub(crate) async fn stored(&self, id: &RunId) -> Result<String> {
         let run = self.store.get_run((*id).into(), Read::Primary).await?;
@@ -272,6 +423,44 @@ async fn create(
     let snapshot = snapshot.context("a created run has a snapshot")?;
     let waitpoint = associated_waitpoint.context("the waitpoint that was asked for was not made")?;
     Ok((Seeded { id, snapshot: snapshot.id.parse()? }, (run, snapshot, waitpoint)))
+}
+
+/// Makes a run that executes.
+async fn execute(store: &dyn RunStore, residency: Residency, environment: &Environment) -> Result<Seeded> {
+    let run = create(store, residency, environment).await?.0;
+    let transition = store.lock_run_to_worker(&run.id, lock_to_worker(&run.snapshot)).await?;
+    let transition = store.start_attempt(&run.id, start_from(&current(&transition)?)).await?;
+    Ok(Seeded { id: run.id, snapshot: current(&transition)? })
+}
+
+/// Makes a token beside a run.
+async fn token(store: &dyn RunStore, run: RunId, environment: &Environment) -> Result<WaitpointId> {
+    let made = store.upsert_waitpoint(NewWaitpoint {
+        id: WaitpointId::mint(),
+        placement: Placement::Beside(Owner::Run(run)),
+        kind: WaitpointKind::Manual { timeout: None },
+        environment: environment.id.clone(),
+        project: environment.project.clone(),
+        key: None,
+        tags: Vec::new(),
+    });
+    Ok(made.await?.waitpoint.id.parse()?)
+}
+
+/// Holds a run up.
+async fn block(store: &dyn RunStore, run: RunId, token: &WaitpointId, environment: &Environment) -> Result<Seeded> {
+    let input = BlockRun::by(vec![token.clone()], environment.project.clone());
+    let blocked = store.block_run(&run, input, SnapshotDetails::default()).await?;
+    Ok(Seeded { id: run, snapshot: current(&blocked.transition)? })
+}
+
+/// With what a token is completed.
+pub(crate) fn output() -> WaitpointOutput {
+    WaitpointOutput {
+        output: Some("{\"approved\":true}".to_owned()),
+        output_type: "application/json".to_owned(),
+        is_error: false,
+    }
 }
 
 /// What it takes to create a run that another one waits for.

@@ -4,6 +4,12 @@
 //! read. One statement would not do. It sees the snapshots of the moment it begins; after it has waited for another
 //! writer of the run it would find that run's new row, and beside it the snapshot that the other one has replaced.
 
+mod waited;
+mod waiting;
+
+pub(crate) use waited::{current, find_snapshots, since};
+pub(crate) use waiting::{block, complete_token, resume};
+
 use std::{collections::HashMap, sync::LazyLock};
 
 use anyhow::{Context, Result, ensure};
@@ -16,7 +22,7 @@ use tests::{Side, runs::Seeded};
 
 use crate::{
     bed::Bed,
-    plain::newest,
+    plain::{first_page, newest},
     rows::{self, Label, run, snapshot, waitpoint},
 };
 
@@ -51,6 +57,22 @@ pub(crate) async fn find_page(bed: &Bed, limit: i64) -> Result<Vec<RunSummary>> 
         page(&bed.sqlx.run_ops, &bed.environment, limit),
     )?;
     Ok(newest(control_plane, run_ops, u64::try_from(limit)?))
+}
+
+/// The first page of a list, and whether there is more. Of two copies of a run, that of run-ops counts.
+pub(crate) async fn list(bed: &Bed, limit: usize) -> Result<(Vec<RunSummary>, bool)> {
+    let one_more = i64::try_from(limit)? + 1;
+    let (control_plane, run_ops) = tokio::try_join!(
+        page(&bed.sqlx.control_plane, &bed.environment, one_more),
+        page(&bed.sqlx.run_ops, &bed.environment, one_more),
+    )?;
+    let page = first_page(control_plane, run_ops, limit);
+    let mut copies: Vec<String> = Vec::new();
+    if !page.doubtful.is_empty() {
+        let there = sqlx::query_scalar("SELECT id FROM task_run WHERE id = ANY($1)").bind(&page.doubtful);
+        copies = there.fetch_all(&bed.sqlx.run_ops).await?;
+    }
+    Ok(page.without(&copies))
 }
 
 async fn page(pool: &PgPool, environment: &Environment, limit: i64) -> Result<Vec<RunSummary>> {
@@ -145,28 +167,38 @@ struct State {
     waitpoint: Option<String>,
 }
 
+/// How many columns a state has.
+const STATE: usize = run::WIDTH + snapshot::WIDTH + 2;
+
+/// The state of the run `$1`, with more columns and the joins that they need.
+fn state(columns: &str, joins: &str) -> String {
+    format!(
+        "SELECT {}, {}, t.xmin::text,
+            (SELECT id FROM waitpoint WHERE completed_by_task_run_id = t.id AND status = 'PENDING'){columns}
+         FROM task_run AS t
+         JOIN LATERAL (
+             SELECT * FROM task_run_execution_snapshot WHERE run_id = t.id AND is_valid
+             ORDER BY created_at DESC, id DESC LIMIT 1
+         ) AS s ON TRUE
+         {joins}
+         WHERE t.id = $1",
+        run::columns("t"),
+        snapshot::columns("s"),
+    )
+}
+
 async fn read(pool: &PgPool, seeded: &Seeded) -> Result<State> {
-    static TEXT: Text = Text::new(|| {
-        format!(
-            "SELECT {}, {}, t.xmin::text,
-                (SELECT id FROM waitpoint WHERE completed_by_task_run_id = t.id AND status = 'PENDING')
-             FROM task_run AS t
-             JOIN LATERAL (
-                 SELECT * FROM task_run_execution_snapshot WHERE run_id = t.id AND is_valid
-                 ORDER BY created_at DESC, id DESC LIMIT 1
-             ) AS s ON TRUE
-             WHERE t.id = $1",
-            run::columns("t"),
-            snapshot::columns("s"),
-        )
-    });
+    static TEXT: Text = Text::new(|| state("", ""));
     let row = text(&TEXT).bind(seeded.id.as_str()).fetch_optional(pool).await?.context("the run is not there")?;
-    let after = run::WIDTH + snapshot::WIDTH;
+    decode_state(&row, seeded)
+}
+
+fn decode_state(row: &PgRow, seeded: &Seeded) -> Result<State> {
     let state = State {
-        run: run::decode(&row, 0)?,
-        snapshot: snapshot::decode(&row, run::WIDTH)?,
-        version: row.try_get_unchecked(after)?,
-        waitpoint: row.try_get_unchecked(after + 1)?,
+        run: run::decode(row, 0)?,
+        snapshot: snapshot::decode(row, run::WIDTH)?,
+        version: row.try_get_unchecked(STATE - 2)?,
+        waitpoint: row.try_get_unchecked(STATE - 1)?,
     };
     ensure!(state.snapshot.id == seeded.snapshot.as_str(), "the snapshot is not the current one");
     Ok(state)
@@ -206,6 +238,22 @@ fn write(side: Side, columns: &[&str], carries_links: bool) -> String {
          snapshot AS (INSERT INTO task_run_execution_snapshot ({names}) SELECT {parameters} FROM run){links}
          SELECT 1 FROM run"
     )
+}
+
+/// The pairs of snapshots and completed waitpoints.
+fn links(side: Side) -> &'static str {
+    match side {
+        Side::ControlPlane => "(SELECT a AS snapshot_id, b AS waitpoint_id FROM _completed_waitpoints)",
+        Side::RunOps => "completed_waitpoint",
+    }
+}
+
+/// The database in which the runs of the bed do not live.
+fn elsewhere(bed: &Bed) -> &PgPool {
+    match bed.side {
+        Side::ControlPlane => &bed.sqlx.run_ops,
+        Side::RunOps => &bed.sqlx.control_plane,
+    }
 }
 
 /// A text for each database.

@@ -31,7 +31,7 @@ type Run = dyn Fn(&Runtime, &Bed, usize) -> Result<Vec<[Duration; 3]>>;
 pub(crate) enum Answers {
     /// They are equal.
     Equal,
-    /// Each is the run and the snapshot that are stored now, under the id that is said.
+    /// Each is the run and the snapshot that are stored now, under the id that is said, and as much lies beside each.
     Stored,
 }
 
@@ -63,6 +63,7 @@ where
                 let is_last = turn + 1 == count;
                 let mut took = [Duration::ZERO; 3];
                 let mut shown: [String; 3] = Default::default();
+                let mut beside: [String; 3] = Default::default();
                 // Whoever comes first finds the caches as the others left them, so everybody comes first in turn.
                 for way in (0..3).map(|way| (way + turn) % 3) {
                     let input = inputs[way].next().context("there are fewer inputs than were asked for")?;
@@ -76,11 +77,16 @@ where
                     .with_context(|| format!("{name}, {}", WAYS[way]))?;
                     if let (true, Answers::Stored, Some(about)) = (is_last, answers, about) {
                         check_equal(name, WAYS[way], &shown[way], "what is stored", &bed.stored(&about).await?)?;
+                        beside[way] = bed.beside(&about).await?;
                     }
                 }
-                if is_last && answers == Answers::Equal {
-                    check_equal(name, WAYS[1], &shown[1], WAYS[0], &shown[0])?;
-                    check_equal(name, WAYS[2], &shown[2], WAYS[0], &shown[0])?;
+                let compared = match answers {
+                    Answers::Equal => &shown,
+                    Answers::Stored => &beside,
+                };
+                if is_last {
+                    check_equal(name, WAYS[1], &compared[1], WAYS[0], &compared[0])?;
+                    check_equal(name, WAYS[2], &compared[2], WAYS[0], &compared[0])?;
                 }
                 spent.push(took);
             }

@@ -12,6 +12,10 @@ use tests::{Side, runs::Seeded};
 
 use crate::bed::Bed;
 
+mod waiting;
+
+pub(crate) use waiting::complete_token;
+
 /// The rows that new ones are made of.
 pub(crate) enum Template {
     Control(Box<control::Rows>),
@@ -69,6 +73,7 @@ pub(crate) use either;
 macro_rules! generation {
     ($module:ident, $entities:ident) => {
         pub(crate) mod $module {
+            pub(crate) use super::waiting::$module::*;
             use super::*;
             use $entities::{
                 sea_orm_active_enums::{TaskRunExecutionStatus, TaskRunStatus, WaitpointStatus},
@@ -384,4 +389,58 @@ pub(crate) fn newest(mut one: Vec<RunSummary>, other: Vec<RunSummary>, limit: u6
     one.sort_by(|one, other| (other.created_at, &other.id).cmp(&(one.created_at, &one.id)));
     one.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
     one
+}
+
+/// The first page of a list, and whether there is more. Of two copies of a run, that of run-ops counts.
+pub(crate) async fn list(bed: &Bed, limit: usize) -> Result<(Vec<RunSummary>, bool)> {
+    let (environment, connections) = (&bed.environment, &bed.sea_orm);
+    let one_more = u64::try_from(limit)? + 1;
+    let (control_plane, run_ops) = tokio::try_join!(
+        control::find_page(&connections.control_plane, environment, one_more),
+        runops::find_page(&connections.run_ops, environment, one_more),
+    )?;
+    let page = first_page(control_plane, run_ops, limit);
+    let copies = match page.doubtful.as_slice() {
+        [] => Vec::new(),
+        doubtful => there(&connections.run_ops, doubtful).await?,
+    };
+    Ok(page.without(&copies))
+}
+
+/// Those of some ids that are in run-ops.
+async fn there(connection: &DatabaseConnection, ids: &[String]) -> Result<Vec<String>> {
+    use entities_runops::task_run::{Column, Entity};
+    let rows = Entity::find().select_only().column(Column::Id);
+    let rows = rows.filter(Column::Id.is_in(ids.iter().map(String::as_str)));
+    Ok(rows.into_tuple::<String>().all(connection).await?)
+}
+
+/// A page of a list over both databases.
+pub(crate) struct FirstPage {
+    /// Each with whether it comes from run-ops.
+    rows: Vec<(bool, RunSummary)>,
+    has_more: bool,
+    /// Rows of the control plane on it, of which run-ops may have copies.
+    pub(crate) doubtful: Vec<String>,
+}
+
+/// Merges what each database has, one row more than the page takes.
+pub(crate) fn first_page(control_plane: Vec<RunSummary>, run_ops: Vec<RunSummary>, limit: usize) -> FirstPage {
+    let control_plane = control_plane.into_iter().map(|row| (false, row));
+    let mut rows: Vec<_> = run_ops.into_iter().map(|row| (true, row)).chain(control_plane).collect();
+    rows.sort_by(|(_, one), (_, other)| (other.created_at, &other.id).cmp(&(one.created_at, &one.id)));
+    let has_more = rows.len() > limit;
+    rows.truncate(limit);
+    let of_control_plane = rows.iter().filter(|(is_run_ops, _)| !is_run_ops);
+    let doubtful = of_control_plane.map(|(_, row)| row.id.clone()).collect();
+    FirstPage { rows, has_more, doubtful }
+}
+
+impl FirstPage {
+    /// The page, without those rows of the control plane of which there are copies.
+    pub(crate) fn without(self, copies: &[String]) -> (Vec<RunSummary>, bool) {
+        let counts = |is_run_ops: bool, row: &RunSummary| is_run_ops || !copies.contains(&row.id);
+        let rows = self.rows.into_iter().filter(|(is_run_ops, row)| counts(*is_run_ops, row));
+        (rows.map(|(_, row)| row).collect(), self.has_more)
+    }
 }

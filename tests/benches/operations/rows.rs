@@ -6,8 +6,8 @@ use sea_orm::sqlx::{
     query::Query,
 };
 use store::{
-    EngineVersion, EnvironmentType, ExecutionStatus, Run, RunStatus, RunSummary, Snapshot, Waitpoint, WaitpointStatus,
-    WaitpointType,
+    Checkpoint, CheckpointType, Edge, EngineVersion, EnvironmentType, ExecutionStatus, Run, RunStatus, RunSummary,
+    Snapshot, Waitpoint, WaitpointStatus, WaitpointType,
 };
 
 /// A statement that is being given its parameters.
@@ -77,6 +77,7 @@ labels!(ExecutionStatus {
     Finished: "FINISHED"
 });
 labels!(WaitpointType { Run: "RUN", Datetime: "DATETIME", Manual: "MANUAL", Batch: "BATCH" });
+labels!(CheckpointType { Docker: "DOCKER", Kubernetes: "KUBERNETES", Compute: "COMPUTE" });
 labels!(WaitpointStatus { Pending: "PENDING", Completed: "COMPLETED" });
 
 fn label<L: Label>(row: &PgRow, at: usize) -> Result<L, sqlx::Error> {
@@ -286,6 +287,35 @@ row!(waitpoint, Waitpoint {
     created_at: value,
     updated_at: value,
     tags: value,
+});
+
+row!(
+    edge,
+    Edge {
+        id: value,
+        task_run_id: value,
+        waitpoint_id: value,
+        project_id: value,
+        span_id_to_complete: value,
+        batch_id: value,
+        batch_index: value,
+        created_at: value,
+        updated_at: value,
+    }
+);
+
+row!(checkpoint, Checkpoint {
+    id: value,
+    friendly_id: value,
+    r#type: label "task_run_checkpoint_type",
+    location: value,
+    image_ref: value,
+    reason: value,
+    metadata: value,
+    project_id: value,
+    runtime_environment_id: value,
+    created_at: value,
+    updated_at: value,
 });
 
 /// The columns of a page.

@@ -1,11 +1,14 @@
 //! Creations and transitions.
 
-use anyhow::{Context, Result};
-use store::{CompleteAttemptSuccess, CreateRun, LockRunToWorker, RunId, StartAttempt};
+use anyhow::{Context, Result, bail, ensure};
+use store::{
+    BlockRun, CompleteAttemptSuccess, CompleteWaitpoint, CompletionContext, CompletionRoute, CreateRun, Edge,
+    LockRunToWorker, ResumeOutcome, ResumeRun, RunId, SnapshotDetails, StartAttempt, Waitpoint, WaitpointStatus,
+};
 use tests::runs::{Seeded, complete_from, created, expiry, lock_to_worker, start_from};
 
 use crate::{
-    bed::{self, Bed, State},
+    bed::{self, Bed, State, Waiting},
     by_hand,
     measure::{Answers, Operation, operation},
     plain::{self, Step, either},
@@ -80,6 +83,60 @@ pub(crate) fn list() -> Vec<Operation> {
             async |bed, (run, _)| Ok(either!(bed, transition(&run, Step::Complete))),
         ),
         operation(
+            "block_run",
+            Answers::Stored,
+            async |bed, count| bed.about_to_wait(count).await,
+            |waiting| Some(waiting.run.id),
+            async |bed, waiting: Waiting| {
+                let input = BlockRun::by(vec![waiting.token], bed.environment.project.clone());
+                let blocked = bed.store.block_run(&waiting.run.id, input, SnapshotDetails::default()).await?;
+                ensure!(blocked.pending.len() == 1, "the token is not pending");
+                let done = blocked.transition;
+                Ok((done.value, done.snapshot.context("a transition has a snapshot")?))
+            },
+            async |bed, waiting| {
+                let (run, snapshot, pending) = by_hand::block(bed, waiting).await?;
+                ensure!(pending == 1, "the token is not pending");
+                Ok((run, snapshot))
+            },
+            async |bed, waiting| Ok(either!(bed, block(&waiting, &bed.environment))),
+        ),
+        operation(
+            "complete_waitpoint",
+            Answers::Equal,
+            async |bed, count| bed.waiting_for(WaitpointStatus::Pending, count).await,
+            |_| None,
+            async |bed, waiting: Waiting| {
+                let context = CompletionContext::of(CompletionRoute::Manual);
+                let context = CompletionContext { beside: Some(waiting.run.id), ..context };
+                let input = CompleteWaitpoint { output: bed::output(), context };
+                let done = bed.store.complete_waitpoint(&waiting.token, input).await?;
+                Ok(told(&waiting, done.waitpoint, &done.edges))
+            },
+            async |bed, waiting| {
+                let (waitpoint, edges) = by_hand::complete_token(bed, &waiting, &bed::output()).await?;
+                Ok(told(&waiting, waitpoint, &edges))
+            },
+            async |bed, waiting| plain::complete_token(bed, &waiting, &bed::output()).await,
+        ),
+        operation(
+            "resume_unblocked_run",
+            Answers::Stored,
+            async |bed, count| bed.waiting_for(WaitpointStatus::Completed, count).await,
+            |waiting| Some(waiting.run.id),
+            async |bed, Waiting { run, .. }: Waiting| {
+                let input = ResumeRun { from: Some(run.snapshot), ..ResumeRun::default() };
+                match bed.store.resume_unblocked_run(&run.id, input).await? {
+                    ResumeOutcome::Resumed(done) => {
+                        Ok((done.value, done.snapshot.context("a transition has a snapshot")?))
+                    }
+                    outcome => bail!("the run was not resumed: {outcome:?}"),
+                }
+            },
+            async |bed, waiting| by_hand::resume(bed, waiting).await,
+            async |bed, waiting| Ok(either!(bed, resume(&waiting.run))),
+        ),
+        operation(
             "expire_runs_batch (100)",
             Answers::Equal,
             async |bed, count| {
@@ -115,4 +172,10 @@ fn with<I>(runs: Vec<Seeded>, input: impl Fn(&Seeded) -> I) -> Vec<(Seeded, I)> 
             (run, input)
         })
         .collect()
+}
+
+/// What is the same of a completed token whichever it is: its state and output, and how often its run is found waiting.
+fn told(waiting: &Waiting, waitpoint: Waitpoint, edges: &[Edge]) -> ((WaitpointStatus, Option<String>, bool), usize) {
+    let found = edges.iter().filter(|edge| edge.task_run_id == waiting.run.id.as_str()).count();
+    ((waitpoint.status, waitpoint.output, waitpoint.output_is_error), found)
 }
