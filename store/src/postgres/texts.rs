@@ -32,10 +32,13 @@ pub(super) fn text_of(
 
 /// All values of a row, in the order of its columns, as an insert of it binds them: labels are texts, which it casts.
 pub(super) fn values<M: ModelTrait>(row: &M) -> impl Iterator<Item = Value> {
-    <M::Entity as EntityTrait>::Column::iter().map(|column| match row.get(column) {
-        Value::Enum(OptionEnum::Some(label)) => Value::String(Some(label.value.into_owned())),
-        Value::Enum(OptionEnum::None(_)) => Value::String(None),
-        value => value,
+    <M::Entity as EntityTrait>::Column::iter().map(|column| {
+        let value = row.get(column);
+        let Value::Enum(label) = value else { return value };
+        Value::String(match label {
+            OptionEnum::Some(label) => Some(label.value.into_owned()),
+            OptionEnum::None(_) => None,
+        })
     })
 }
 
