@@ -89,10 +89,33 @@ fn optional_label<L: Label>(row: &PgRow, at: usize) -> Result<Option<L>, sqlx::E
     found.map(|text| L::of(text).ok_or(sqlx::Error::ColumnIndexOutOfBounds { index: at, len: 0 })).transpose()
 }
 
-/// Columns, decoding and binding of one table, in the order of the fields.
+/// Columns, decoding and binding of one table, in the order of the fields; `read` where nothing is written by hand.
 macro_rules! row {
     ($module:ident, $model:ident { $($field:ident: $kind:ident $($cast:literal)?,)* }) => {
-        #[allow(dead_code, reason = "not every table is both read and written")]
+        row!(@module $module, $model { $($field: $kind $($cast)?,)* } {
+            /// The names of the columns.
+            pub(crate) fn names() -> String {
+                list(|_, name, _| name.to_owned())
+            }
+
+            /// A parameter for each column, the first one being `$from`.
+            pub(crate) fn parameters(from: usize) -> String {
+                list(|at, _, cast| {
+                    let cast = cast.map(|cast| format!("::{cast}")).unwrap_or_default();
+                    format!("${}{cast}", from + at)
+                })
+            }
+
+            /// Gives a statement its parameters.
+            pub(crate) fn bind(query: Bound, row: &$model) -> Bound {
+                query$(.bind(row!(@put $kind, row.$field)))*
+            }
+        });
+    };
+    (read $module:ident, $model:ident { $($field:ident: $kind:ident $($cast:literal)?,)* }) => {
+        row!(@module $module, $model { $($field: $kind $($cast)?,)* } {});
+    };
+    (@module $module:ident, $model:ident { $($field:ident: $kind:ident $($cast:literal)?,)* } { $($written:item)* }) => {
         pub(crate) mod $module {
             use super::*;
 
@@ -116,21 +139,9 @@ macro_rules! row {
                 list(|_, name, _| format!("{alias}.{name}"))
             }
 
-            /// The names of the columns.
-            pub(crate) fn names() -> String {
-                list(|_, name, _| name.to_owned())
-            }
-
-            /// A parameter for each column, the first one being `$from`.
-            pub(crate) fn parameters(from: usize) -> String {
-                list(|at, _, cast| {
-                    let cast = cast.map(|cast| format!("::{cast}")).unwrap_or_default();
-                    format!("${}{cast}", from + at)
-                })
-            }
-
             /// Reads a row whose first column of this table is the one at `at`.
             pub(crate) fn decode(row: &PgRow, at: usize) -> Result<$model, sqlx::Error> {
+                debug_assert!(at + WIDTH <= row.len(), "the row ends before its columns do");
                 let mut at = at;
                 let mut next = || {
                     at += 1;
@@ -139,10 +150,7 @@ macro_rules! row {
                 Ok($model { $($field: row!(@get $kind, row, next())),* })
             }
 
-            /// Gives a statement its parameters.
-            pub(crate) fn bind(query: Bound, row: &$model) -> Bound {
-                query$(.bind(row!(@put $kind, row.$field)))*
-            }
+            $($written)*
         }
     };
     (@cast) => { None };
@@ -289,8 +297,7 @@ row!(waitpoint, Waitpoint {
     tags: value,
 });
 
-row!(
-    edge,
+row!(read edge,
     Edge {
         id: value,
         task_run_id: value,
@@ -304,7 +311,7 @@ row!(
     }
 );
 
-row!(checkpoint, Checkpoint {
+row!(read checkpoint, Checkpoint {
     id: value,
     friendly_id: value,
     r#type: label "task_run_checkpoint_type",
