@@ -175,12 +175,26 @@ impl Arena {
         }
     }
 
+    /// Does the sequences in which a run [waits](steps::waits) and goes on.
+    ///
+    /// # Errors
+    /// If a sequence tells the stores apart.
+    pub async fn go_through_waits(&self) -> Result<()> {
+        let executing = play::STATES.iter().position(|(state, _)| *state == store::ExecutionStatus::Executing);
+        self.play_all(&steps::waits(executing.context("a run can be executing")?)).await
+    }
+
     /// Does one in `of` of the sequences that begin in [every state](steps::from_every_state), from the `nth` on.
     ///
     /// # Errors
     /// If a sequence tells the stores apart.
     pub async fn go_through_states(&self, nth: usize, of: usize) -> Result<()> {
-        for steps in steps::from_every_state(play::STATES.len()).iter().skip(nth).step_by(of) {
+        let sequences = steps::from_every_state(play::STATES.len());
+        self.play_all(sequences.iter().skip(nth).step_by(of)).await
+    }
+
+    async fn play_all(&self, sequences: impl IntoIterator<Item = &Vec<Step>>) -> Result<()> {
+        for steps in sequences {
             self.play(steps).await.with_context(|| format!("steps: {steps:?}"))?;
         }
         Ok(())

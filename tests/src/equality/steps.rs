@@ -381,6 +381,31 @@ pub fn from_every_state(states: usize) -> Vec<Vec<Step>> {
     sequences
 }
 
+/// A run that waits for a token and goes on: for each pair of databases, and with the token completed before the run waits
+/// for it and after. `executing` is the place of that state among those that a caller can write.
+pub fn waits(executing: usize) -> Vec<Vec<Step>> {
+    let executing = u8::try_from(executing).unwrap_or(u8::MAX);
+    let mut sequences = Vec::new();
+    for (run, token) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+        for is_completed_first in [false, true] {
+            let block = Step { what: What::Block, a: 0, b: 0, c: 0, how: 1 };
+            let complete = Step { what: What::Complete, a: 0, b: 0, c: 1, how: 0 };
+            let (first, second) = if is_completed_first { (complete, block) } else { (block, complete) };
+            sequences.push(vec![
+                Step { what: What::CreateQueued, a: run, b: 1, c: 1, how: 7 },
+                Step { what: What::CreateWaitpoint, a: token, b: 5, c: 0, how: 1 },
+                Step { what: What::CreateSnapshot, a: 0, b: 0, c: executing, how: 2 },
+                first,
+                second,
+                Step { what: What::Resume, a: 0, b: 0, c: 0, how: 0 },
+                Step { what: What::CompletedIds, a: 0, b: 0, c: 0, how: 0 },
+                Step { what: What::CurrentSnapshot, a: 0, b: 0, c: 0, how: 0 },
+            ]);
+        }
+    }
+    sequences
+}
+
 /// A drawn sequence of `length` steps, which shrinks to fewer.
 pub fn sequence(length: usize) -> impl Strategy<Value = Vec<Step>> {
     let total: u32 = What::ALL.iter().map(|(_, weight)| weight).sum();

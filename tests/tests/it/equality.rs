@@ -36,7 +36,9 @@ struct Searched {
 fn search(subject: Subject, seed: u64, sequences: u32, stopped: &AtomicBool) -> Result<Searched> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let arena = runtime.block_on(Arena::fresh(subject))?;
-    let difference = arena.search(&runtime, seed, sequences, stopped).err();
+    let gone_through = runtime.block_on(arena.go_through_waits());
+    let searched = gone_through.and_then(|()| arena.search(&runtime, seed, sequences, stopped));
+    let difference = searched.err();
     let searched = Searched { coverage: arena.coverage(), lost_links: arena.lost_links(), difference };
     // The databases go while their runtime is there.
     let _on = runtime.enter();

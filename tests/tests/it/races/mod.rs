@@ -47,7 +47,7 @@ const ALL_AT_REST: &str = "SELECT count(*) = 0 FROM pg_stat_activity
 /// How many rounds callers race freely.
 fn rounds() -> usize {
     let asked_for = std::env::var("RACE_ROUNDS").ok();
-    asked_for.map_or(20, |rounds| rounds.parse().expect("RACE_ROUNDS is a number of rounds"))
+    asked_for.map_or(12, |rounds| rounds.parse().expect("RACE_ROUNDS is a number of rounds"))
 }
 
 /// How many of them are for each mode, where both take their turn.
