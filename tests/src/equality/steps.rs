@@ -382,7 +382,8 @@ pub fn from_every_state(states: usize) -> Vec<Vec<Step>> {
 }
 
 /// A run that waits for a token and goes on: for each pair of databases, and with the token completed before the run waits
-/// for it and after. `executing` is the place of that state among those that a caller can write.
+/// for it and after; and a token that is listed beside its stale copy. `executing` is the place of that state among those
+/// that a caller can write.
 pub fn waits(executing: usize) -> Vec<Vec<Step>> {
     let executing = u8::try_from(executing).unwrap_or(u8::MAX);
     let mut sequences = Vec::new();
@@ -403,6 +404,12 @@ pub fn waits(executing: usize) -> Vec<Vec<Step>> {
             ]);
         }
     }
+    // A token of run-ops of which the control plane has a stale copy, and the list that it would stand in.
+    sequences.push(vec![
+        Step { what: What::CreateWaitpoint, a: 0, b: 5, c: 1, how: 2 },
+        Step { what: What::PlantStaleCopy, a: 0, b: 0, c: 0, how: 0 },
+        Step { what: What::ListWaitpoints, a: 0, b: 1, c: 3, how: 0 },
+    ]);
     sequences
 }
 
