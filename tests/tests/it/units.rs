@@ -110,13 +110,7 @@ async fn a_unit_holds_its_run_against_transitions_until_it_ends() -> Result<()> 
         let from = run.snapshot.clone();
         let late =
             tokio::spawn(async move { store.complete_attempt_success(&id, tests::runs::complete_from(&from)).await });
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
-        let waits = "SELECT count(*) > 0 FROM pg_stat_activity
-            WHERE datname = current_database() AND wait_event_type = 'Lock'";
-        while !home.value::<bool>(waits).await? {
-            assert!(std::time::Instant::now() < deadline, "{home}: nobody waits for the unit");
-            tokio::task::yield_now().await;
-        }
+        crate::faults::wait_until_blocked(stores.databases(), home.side()).await?;
         let done = unit.commit(Vec::new()).await?;
         let current = done.snapshot.context("it has one")?.id.parse()?;
         let error = late.await?.expect_err("the unit has moved the run on");

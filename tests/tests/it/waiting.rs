@@ -10,6 +10,8 @@ use tests::Side;
 use tests::runs::{Home, Seeded, Stores, cancellation, current, side_of};
 use tests::waits::{block_by, completion, continued, create_token, plant_waitpoint, token_in};
 use tests::wired::{Wired, WiredStores, connections};
+
+use crate::faults::wait_until_blocked;
 use tokio::join;
 
 use ExecutionStatus::{Executing, ExecutingWithWaitpoints, Queued, Suspended};
@@ -770,11 +772,7 @@ async fn a_completion_that_waited_for_another_returns_what_that_one_stored() -> 
             .await?;
         let completing = home.store().complete_waitpoint(&token, completion("late"));
         let committing = async {
-            let waits = "SELECT count(*) > 0 FROM pg_stat_activity
-                WHERE datname = current_database() AND wait_event_type = 'Lock'";
-            while !home.value::<bool>(waits).await? {
-                tokio::time::sleep(std::time::Duration::from_millis(2)).await;
-            }
+            wait_until_blocked(stores.databases(), home.side()).await?;
             rival.commit().await?;
             anyhow::Ok(())
         };

@@ -13,9 +13,11 @@ use store::{
 };
 use tests::Side;
 use tests::related;
-use tests::runs::{Home, Stores, cancellation, complete_from, fail_from, moment};
+use tests::runs::{Stores, cancellation, complete_from, fail_from, moment};
 use tests::waits::{block_by, completion, continued, create_token, made, plant_waitpoint, stored, token_in};
 use tests::wired::{WiredStores, connections};
+
+use crate::faults::wait_until_blocked;
 
 #[tokio::test]
 async fn a_waitpoint_is_stored_as_it_is_returned_in_its_place() -> Result<()> {
@@ -182,13 +184,9 @@ async fn a_waitpoint_that_is_done_wakes_those_who_wait_in_either_database() -> R
     Ok(())
 }
 
-/// Commits what `rival` has done and `last` once a statement of the home's database waits for it.
-async fn commit_once_waited_for(home: &Home<'_>, rival: DatabaseTransaction, last: &str) -> Result<()> {
-    let waits = "SELECT count(*) > 0 FROM pg_stat_activity
-        WHERE datname = current_database() AND wait_event_type = 'Lock'";
-    while !home.value::<bool>(waits).await? {
-        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
-    }
+/// Commits what `rival` has done and `last` once a statement of the store waits for it.
+async fn commit_once_waited_for(stores: &Stores, side: Side, rival: DatabaseTransaction, last: &str) -> Result<()> {
+    wait_until_blocked(stores.databases(), side).await?;
     rival.execute_unprepared(last).await?;
     rival.commit().await?;
     Ok(())
@@ -215,7 +213,7 @@ async fn two_calls_with_one_id_at_the_same_moment_get_the_same_waitpoint_and_the
         rival.execute_unprepared(&row).await?;
         let last = format!("UPDATE waitpoint SET idempotency_key = 'mine' WHERE id = '{id}'");
         let asking = home.store().get_or_create_waitpoint(new.clone());
-        let (found, committed) = tokio::join!(asking, commit_once_waited_for(&home, rival, &last));
+        let (found, committed) = tokio::join!(asking, commit_once_waited_for(&stores, home.side(), rival, &last));
         committed?;
         let found = found?.waitpoint;
         assert_eq!(Some(&found), home.waitpoint(&id).await?.as_ref(), "{home}: it is the row of the other call");
@@ -232,7 +230,7 @@ async fn two_calls_with_one_id_at_the_same_moment_get_the_same_waitpoint_and_the
         rival.execute_unprepared(&row).await?;
         let last = format!("UPDATE waitpoint_tag SET name = 'tag' WHERE id = '{tag_id}'");
         let asking = home.store().upsert_waitpoint_tag(tag, home.residency());
-        let (found, committed) = tokio::join!(asking, commit_once_waited_for(&home, rival, &last));
+        let (found, committed) = tokio::join!(asking, commit_once_waited_for(&stores, home.side(), rival, &last));
         committed?;
         let found = found?;
         assert_eq!((found.id.as_str(), found.name.as_str()), (tag_id.as_str(), "tag"), "{home}");
