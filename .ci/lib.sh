@@ -43,3 +43,15 @@ server_program() {
     done
     command -v postgres
 }
+
+# pooler_program : prints the PgBouncer program of this machine; fails where there is none.
+pooler_program() {
+    local found
+    for found in /usr/sbin /usr/local/sbin /usr/local/bin /opt/homebrew/opt/pgbouncer/bin; do
+        if [ -x "$found/pgbouncer" ]; then
+            printf '%s\n' "$found/pgbouncer"
+            return
+        fi
+    done
+    command -v pgbouncer
+}

@@ -129,8 +129,17 @@ pub enum ProvisionError {
     )]
     NoBinaries,
 
+    /// PgBouncer was not found.
+    #[error(
+        "no `pgbouncer` on $PATH or in the usual folders: install it, `apt-get install pgbouncer` (Debian, Ubuntu), \
+         `dnf install pgbouncer` (Fedora), `brew install pgbouncer` (macOS)"
+    )]
+    NoPooler,
+
     /// The caller is root, and nobody else is there to run the server.
-    #[error("PostgreSQL refuses to run as root, and there is neither a user `postgres` nor `nobody`: create one")]
+    #[error(
+        "PostgreSQL and PgBouncer refuse to run as root, and there is neither a user `postgres` nor `nobody`: create one"
+    )]
     NoUnprivilegedUser,
 
     /// `initdb` or `pg_basebackup` failed.

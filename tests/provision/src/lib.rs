@@ -13,6 +13,7 @@
 //! standard error.
 //!
 //! [`start_from_binaries`] leaves out the first two, for tests that kill their server or give it a standby.
+//! [`PgBouncer`] puts a pooler in front of a server, wherever that comes from.
 //!
 //! Servers we start vanish with their data when the handle is dropped, and also when the process ends without running
 //! destructors: by Ctrl-C, `process::exit` or SIGKILL. Their default collation is linguistic (ICU `en-US`), so that a
@@ -22,6 +23,7 @@
 
 mod account;
 mod binaries;
+mod bouncer;
 mod docker;
 mod download;
 mod environment;
@@ -40,6 +42,7 @@ use std::sync::OnceLock;
 
 use url::Url;
 
+pub use crate::bouncer::{BouncerOptions, PgBouncer};
 use crate::docker::Container;
 pub use crate::error::ProvisionError;
 use crate::local::Local;
@@ -242,11 +245,7 @@ impl Server {
 
     /// The superuser's URL of a database, with the password if there is one.
     pub fn url(&self, database: &str) -> String {
-        let mut url = self.url.clone();
-        if let Ok(mut path) = url.path_segments_mut() {
-            path.clear().push(database);
-        }
-        url.into()
+        url_of(&self.url, database)
     }
 
     /// As [`Self::url`], over the server's Unix socket. `None` unless the server was started from binaries and has one.
@@ -403,6 +402,15 @@ impl Search {
     fn in_vain(self) -> ProvisionError {
         ProvisionError::NoServer { tried: self.failed.join("\n") }
     }
+}
+
+/// The URL of another database of the server that `url` leads to.
+fn url_of(url: &Url, database: &str) -> String {
+    let mut url = url.clone();
+    if let Ok(mut path) = url.path_segments_mut() {
+        path.clear().push(database);
+    }
+    url.into()
 }
 
 /// The URL of a server of ours, which has no certificate.

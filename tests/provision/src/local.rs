@@ -27,7 +27,7 @@ const SCRIPT: &str = include_str!("keeper.sh");
 const LONGEST_SOCKET_FOLDER: usize = 85;
 
 /// How often a server is started on another port when somebody was faster.
-const PORTS_TO_TRY: u32 = 5;
+pub(crate) const PORTS_TO_TRY: u32 = 5;
 
 /// A server whose processes are ours. Dropping it removes it, unless it is to be kept.
 #[derive(Debug)]
