@@ -10,7 +10,8 @@ use async_trait::async_trait;
 use sea_orm_migration::sea_orm::{ConnectionTrait as _, DatabaseConnection};
 use sea_orm_migration::{DbErr, MigrationName, MigrationTrait, SchemaManager};
 
-use crate::ddl::{Enumeration, ForeignKey, Index, Table};
+use crate::control_plane::notifications::{self, Notified};
+use crate::ddl::{Column, Enumeration, ForeignKey, Index, Table, add_column, drop_column};
 use crate::{Schema, concurrent, identity};
 
 /// One reversible change of a schema.
@@ -22,6 +23,8 @@ pub(crate) enum Change {
     CreateEnums(&'static [Enumeration]),
     /// Tables and their indexes, without foreign keys.
     CreateTables(Vec<Table>),
+    /// A column of a table that is there. It may be NULL, so that no row need be written.
+    AddColumn { table: &'static str, column: Column },
     /// Indexes of tables that are there, and in use.
     CreateIndexes(Vec<(&'static str, Index)>),
     /// An index in the place of another one, of a table that is in use.
@@ -30,6 +33,8 @@ pub(crate) enum Change {
     AddForeignKeys(&'static [ForeignKey]),
     /// Foreign keys that are no longer enforced; undoing it enforces them again.
     DropForeignKeys(&'static [ForeignKey]),
+    /// Triggers that tell of changed rows, and their function.
+    CreateNotifications(&'static [Notified]),
 }
 
 impl Change {
@@ -45,8 +50,10 @@ impl Change {
             Self::CreateIdentity { .. }
             | Self::CreateEnums(_)
             | Self::CreateTables(_)
+            | Self::AddColumn { .. }
             | Self::AddForeignKeys(_)
-            | Self::DropForeignKeys(_) => false,
+            | Self::DropForeignKeys(_)
+            | Self::CreateNotifications(_) => false,
         }
     }
 
@@ -63,8 +70,10 @@ impl Change {
             Self::CreateIdentity { .. }
             | Self::CreateEnums(_)
             | Self::CreateTables(_)
+            | Self::AddColumn { .. }
             | Self::AddForeignKeys(_)
-            | Self::DropForeignKeys(_) => (),
+            | Self::DropForeignKeys(_)
+            | Self::CreateNotifications(_) => (),
         }
         Ok(())
     }
@@ -81,8 +90,10 @@ impl Change {
             Self::CreateIdentity { .. }
             | Self::CreateEnums(_)
             | Self::CreateTables(_)
+            | Self::AddColumn { .. }
             | Self::AddForeignKeys(_)
-            | Self::DropForeignKeys(_) => (),
+            | Self::DropForeignKeys(_)
+            | Self::CreateNotifications(_) => (),
         }
         Ok(())
     }
@@ -91,7 +102,7 @@ impl Change {
         match self {
             Self::CreateIdentity { schema, table } => {
                 create_table(manager, table).await?;
-                manager.get_connection().execute_unprepared(&identity::insert_sql(*schema)).await?;
+                execute(manager, &identity::insert_sql(*schema)).await?;
             }
             Self::CreateEnums(enums) => {
                 for enumeration in *enums {
@@ -103,11 +114,18 @@ impl Change {
                     create_table(manager, table).await?;
                 }
             }
+            Self::AddColumn { table, column } => manager.alter_table(add_column(table, column)).await?,
             // All of it is done by now.
             Self::CreateIndexes(_) => (),
             Self::ReplaceIndex { new, .. } => name_replacement(manager, new).await?,
             Self::AddForeignKeys(keys) => add_foreign_keys(manager, keys).await?,
             Self::DropForeignKeys(keys) => drop_foreign_keys(manager, keys).await?,
+            Self::CreateNotifications(tables) => {
+                execute(manager, notifications::CREATE_FUNCTION).await?;
+                for sql in tables.iter().flat_map(Notified::create_sql) {
+                    execute(manager, &sql).await?;
+                }
+            }
         }
         Ok(())
     }
@@ -125,20 +143,32 @@ impl Change {
                     manager.drop_table(table.drop()).await?;
                 }
             }
+            Self::AddColumn { table, column } => manager.alter_table(drop_column(table, column)).await?,
             // All of it is done by now.
             Self::CreateIndexes(_) => (),
             Self::ReplaceIndex { old, .. } => name_replacement(manager, old).await?,
             Self::AddForeignKeys(keys) => drop_foreign_keys(manager, keys).await?,
             Self::DropForeignKeys(keys) => add_foreign_keys(manager, keys).await?,
+            Self::CreateNotifications(tables) => {
+                for sql in tables.iter().rev().flat_map(Notified::drop_sql) {
+                    execute(manager, &sql).await?;
+                }
+                execute(manager, notifications::DROP_FUNCTION).await?;
+            }
         }
         Ok(())
     }
 }
 
+async fn execute(manager: &SchemaManager<'_>, sql: &str) -> Result<(), DbErr> {
+    manager.get_connection().execute_unprepared(sql).await?;
+    Ok(())
+}
+
 async fn create_table(manager: &SchemaManager<'_>, table: &Table) -> Result<(), DbErr> {
     manager.create_table(table.create()).await?;
     for index in &table.indexes {
-        manager.get_connection().execute_unprepared(&index.create_sql(table.name)).await?;
+        execute(manager, &index.create_sql(table.name)).await?;
     }
     Ok(())
 }
@@ -157,8 +187,7 @@ async fn prepare_replacement(
 /// The last step of a replacement. It belongs to the transaction of the version: until that is committed, an index called
 /// `index.name` is the old one.
 async fn name_replacement(manager: &SchemaManager<'_>, index: &Index) -> Result<(), DbErr> {
-    manager.get_connection().execute_unprepared(&index.rename_sql()).await?;
-    Ok(())
+    execute(manager, &index.rename_sql()).await
 }
 
 async fn add_foreign_keys(manager: &SchemaManager<'_>, keys: &[ForeignKey]) -> Result<(), DbErr> {
@@ -227,9 +256,7 @@ pub(crate) fn versioned(migrations: Vec<Migration>) -> Vec<Versioned> {
 }
 
 async fn stamp(manager: &SchemaManager<'_>, version: Version) -> Result<(), DbErr> {
-    let sql = identity::stamp_sql(version.number, version.compatible_from);
-    manager.get_connection().execute_unprepared(&sql).await?;
-    Ok(())
+    execute(manager, &identity::stamp_sql(version.number, version.compatible_from)).await
 }
 
 impl MigrationName for Versioned {

@@ -7,7 +7,7 @@ use sea_orm_migration::sea_query::extension::postgres::{Type, TypeCreateStatemen
 use sea_orm_migration::sea_query::{
     self, Check, ColumnDef, ColumnType, ConditionalStatement, Expr, ForeignKeyAction, ForeignKeyCreateStatement,
     ForeignKeyDropStatement, Index as IndexStatement, IndexCreateStatement, IndexOrder, IndexType, IntoIden,
-    PostgresQueryBuilder, TableCreateStatement, TableDropStatement,
+    PostgresQueryBuilder, TableAlterStatement, TableCreateStatement, TableDropStatement,
 };
 
 /// One column of a table.
@@ -181,6 +181,16 @@ impl Table {
     pub(crate) fn drop(&self) -> TableDropStatement {
         sea_query::Table::drop().table(self.name).take()
     }
+}
+
+/// The statement that adds a column to a table that is there.
+pub(crate) fn add_column(table: &'static str, column: &Column) -> TableAlterStatement {
+    sea_query::Table::alter().table(table).add_column(column.definition()).take()
+}
+
+/// The statement that takes it away again.
+pub(crate) fn drop_column(table: &'static str, column: &Column) -> TableAlterStatement {
+    sea_query::Table::alter().table(table).drop_column(column.name).take()
 }
 
 /// One column of an index and the direction it is kept in.

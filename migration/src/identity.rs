@@ -14,6 +14,11 @@ pub(crate) fn create(schema: Schema) -> Change {
     Change::CreateIdentity { schema, table: table() }
 }
 
+/// Adds the mark of a split: the id of the other database, once something was born in the run-ops database.
+pub(crate) fn add_mark() -> Change {
+    Change::AddColumn { table: TABLE, column: key_text("paired_with").null() }
+}
+
 fn table() -> Table {
     Table::new(
         TABLE,

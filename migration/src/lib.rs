@@ -6,10 +6,11 @@
 //!
 //! Reading order: `run_ops` and `control_plane` list the migrations, `shared` describes the run tables, `ddl` has the
 //! words they are written in, `change` says how a migration goes up and down, `concurrent` how indexes come and go beside
-//! traffic, `database` holds the checks before it.
+//! traffic, `database` holds the checks before it, `catalogue` asks a database what it looks like.
 
 #![warn(missing_docs)]
 
+mod catalogue;
 mod change;
 mod concurrent;
 mod control_plane;
@@ -22,6 +23,7 @@ mod shared;
 
 use sea_orm_migration::{DbErr, MigrationTrait, MigratorTraitSelf};
 
+pub use crate::catalogue::CATALOGUE;
 pub use crate::error::MigrationError;
 
 use crate::change::Migration;

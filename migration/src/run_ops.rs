@@ -19,6 +19,9 @@ pub(crate) fn migrations() -> Vec<Migration> {
         Migration::compatible("m0008_claim_tables", Change::CreateTables(shared::claim_tables())),
         Migration::compatible("m0009_list_indexes", Change::CreateIndexes(shared::list_indexes())),
         Migration::compatible("m0010_run_list_index", Change::replace_index(shared::run_list_index(Schema::RunOps))),
+        // Builds without it neither read nor write the mark.
+        Migration::compatible("m0011_split_mark", identity::add_mark()),
+        Migration::compatible("m0012_pending_version_index", Change::CreateIndexes(shared::pending_version_index())),
     ]
 }
 

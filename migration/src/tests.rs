@@ -19,6 +19,10 @@ fn tables(schema: Schema) -> Vec<Table> {
         match change {
             Change::CreateIdentity { table, .. } => tables.push(table),
             Change::CreateTables(created) => tables.extend(created),
+            Change::AddColumn { table: name, column } => {
+                let table = tables.iter_mut().find(|table| table.name == name);
+                table.expect("a column is of a table that is there").columns.push(column);
+            }
             Change::CreateIndexes(indexes) => {
                 for (name, index) in indexes {
                     let table = tables.iter_mut().find(|table| table.name == name);
@@ -31,7 +35,10 @@ fn tables(schema: Schema) -> Vec<Table> {
                 let replaced = indexes.iter_mut().find(|index| index.name == old.name);
                 *replaced.expect("an index is there before another takes its place") = *new;
             }
-            Change::CreateEnums(_) | Change::AddForeignKeys(_) | Change::DropForeignKeys(_) => (),
+            Change::CreateEnums(_)
+            | Change::AddForeignKeys(_)
+            | Change::DropForeignKeys(_)
+            | Change::CreateNotifications(_) => (),
         }
     }
     tables
@@ -44,10 +51,12 @@ fn enums(schema: Schema) -> Vec<Enumeration> {
             Change::CreateEnums(enums) => enums.to_vec(),
             Change::CreateIdentity { .. }
             | Change::CreateTables(_)
+            | Change::AddColumn { .. }
             | Change::CreateIndexes(_)
             | Change::ReplaceIndex { .. }
             | Change::AddForeignKeys(_)
-            | Change::DropForeignKeys(_) => Vec::new(),
+            | Change::DropForeignKeys(_)
+            | Change::CreateNotifications(_) => Vec::new(),
         })
         .collect()
 }
@@ -67,8 +76,10 @@ fn foreign_keys(schema: Schema) -> (Vec<ForeignKey>, Vec<ForeignKey>) {
             Change::CreateIdentity { .. }
             | Change::CreateEnums(_)
             | Change::CreateTables(_)
+            | Change::AddColumn { .. }
             | Change::CreateIndexes(_)
-            | Change::ReplaceIndex { .. } => (),
+            | Change::ReplaceIndex { .. }
+            | Change::CreateNotifications(_) => (),
         }
     }
     (ever, last)
@@ -196,7 +207,7 @@ fn the_run_ops_schema_has_the_agreed_size() {
     assert_eq!(count(|table| table.columns.len()), 271, "columns");
     assert_eq!(enums(Schema::RunOps).len(), 14, "enum types");
     assert_eq!(foreign_keys(Schema::RunOps).1.len(), 22, "foreign keys");
-    assert_eq!(count(|table| table.indexes.len()), 57 + 4, "indexes besides the primary keys");
+    assert_eq!(count(|table| table.indexes.len()), 57 + 5, "indexes besides the primary keys");
     assert_eq!(count(|table| table.indexes.iter().filter(|index| index.unique).count()), 25, "unique indexes");
 }
 
@@ -264,6 +275,28 @@ fn an_index_is_replaced_by_statements_that_hold_nobody_up() {
     );
 }
 
+/// A transaction that notifies commits only after those that did before it: one that changes runs must not.
+#[test]
+fn only_tables_of_the_control_plane_tell_of_their_changes() {
+    let notified: Vec<_> = Schema::ALL
+        .into_iter()
+        .flat_map(changes)
+        .filter_map(|change| if let Change::CreateNotifications(tables) = change { Some(tables) } else { None })
+        .flatten()
+        .collect();
+    assert_eq!(notified.len(), 9, "tables that tell of their changes");
+    let shared: BTreeSet<&str> = shared::tables(Schema::ControlPlane).iter().map(|table| table.name).collect();
+    let tables = tables(Schema::ControlPlane);
+    for told in notified {
+        assert!(!shared.contains(told.table), "{} is a table of runs", told.table);
+        let table = tables.iter().find(|table| table.name == told.table).expect("a table that is there");
+        let columns: BTreeSet<&str> = table.columns.iter().map(|column| column.name).collect();
+        for column in ["id", "updated_at", told.key] {
+            assert!(columns.contains(column), "the triggers of {} need its column {column}", told.table);
+        }
+    }
+}
+
 /// What is built or dropped beside traffic takes its locks outside of a transaction, and nothing else is done there.
 #[test]
 fn only_indexes_of_tables_that_are_there_are_prepared() {
@@ -272,7 +305,7 @@ fn only_indexes_of_tables_that_are_there_are_prepared() {
             schema.migrations().into_iter().filter(|migration| migration.change.needs_preparation()).collect();
         let names: Vec<_> =
             prepared.iter().filter_map(|migration| migration.name.split_once('_')).map(|(_, name)| name).collect();
-        assert_eq!(names, ["list_indexes", "run_list_index"], "{}", schema.name());
+        assert_eq!(names, ["list_indexes", "run_list_index", "pending_version_index"], "{}", schema.name());
     }
 }
 

@@ -1,8 +1,9 @@
 //! `cargo xtask regen`: everything that is derived from the two schemas, written anew.
 //!
 //! A throw-away PostgreSQL is migrated to both schemas, the tables that both have are proved equal, and
-//! the entity crates and the store's schema facts are generated from the catalogues. Nothing is written
-//! before all of it is known to be right. `--check` compares with the tree instead of writing.
+//! the entity crates, the store's schema facts and the catalogues that `doctor` expects are generated from
+//! theirs. Nothing is written before all of it is known to be right. `--check` compares with the tree
+//! instead of writing.
 //!
 //! In reading order: [`catalogue`] reads a database, [`parity`] compares two of them, [`entities`],
 //! [`constraints`] and [`twins`] write Rust, [`files`] formats it and compares it with the tree.
@@ -18,7 +19,7 @@ use migration::Schema;
 use provision::{Options, Role, Server, Source};
 use sea_schema::{
     postgres::{def::TableDef, discovery::SchemaDiscovery},
-    sqlx_types::{AssertSqlSafe, PgPool, postgres::PgPoolOptions, query},
+    sqlx_types::{AssertSqlSafe, PgPool, Row, postgres::PgPoolOptions, query},
 };
 
 use self::{catalogue::Catalogue, files::Folder};
@@ -45,6 +46,8 @@ pub(crate) struct Args {
 struct Database {
     catalogue: Catalogue,
     tables: Vec<TableDef>,
+    /// All of it, in PostgreSQL's words.
+    lines: Vec<String>,
 }
 
 /// Regenerates, or with `--check` compares.
@@ -83,7 +86,7 @@ fn root() -> PathBuf {
     Path::new(&package).join("..")
 }
 
-/// From two databases to the files of all three folders. Pure: nothing is read or written.
+/// From two databases to the files of all folders. Pure: nothing is read or written.
 fn generate(control_plane: &Database, run_ops: &Database) -> anyhow::Result<Vec<Folder>> {
     let differences = parity::compare(&control_plane.catalogue, &run_ops.catalogue);
     ensure!(
@@ -100,10 +103,15 @@ fn generate(control_plane: &Database, run_ops: &Database) -> anyhow::Result<Vec<
     store.add("schema_version.rs", twins::render_schema_versions());
     store.add("mod.rs", twins::render_module());
 
+    let mut expected = Folder::new("tests/src/generated/catalogue");
+    expected.add_lines("control_plane.txt", &control_plane.lines);
+    expected.add_lines("run_ops.txt", &run_ops.lines);
+
     Ok(vec![
         entities::generate(Schema::ControlPlane, &control_plane.catalogue, &control_plane.tables)?,
         entities::generate(Schema::RunOps, &run_ops.catalogue, &run_ops.tables)?,
         store,
+        expected,
     ])
 }
 
@@ -168,8 +176,11 @@ async fn migrated_database(server: &Server, schema: Schema) -> anyhow::Result<Da
         .await
         .with_context(|| format!("could not introspect the {} schema", schema.name()))?
         .tables;
+    let lines = query(migration::CATALOGUE).fetch_all(&pool).await;
+    let lines = lines.and_then(|rows| rows.iter().map(|row| row.try_get(0)).collect());
+    let lines = lines.with_context(|| format!("could not list what the {} schema has", schema.name()))?;
     pool.close().await;
-    Ok(Database { catalogue, tables })
+    Ok(Database { catalogue, tables, lines })
 }
 
 async fn drop_database(server: &Server, schema: Schema) -> anyhow::Result<()> {

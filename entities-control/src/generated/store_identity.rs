@@ -16,6 +16,8 @@ pub struct Model {
     pub schema_version: i32,
     pub compatible_from: i32,
     pub created_at: DateTimeWithTimeZone,
+    #[sea_orm(column_type = "Text", nullable)]
+    pub paired_with: Option<String>,
 }
 
 #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]

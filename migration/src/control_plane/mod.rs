@@ -2,6 +2,7 @@
 //! and the pair tables that link those runs with waitpoints.
 
 mod enums;
+pub(crate) mod notifications;
 mod run_tables;
 mod tables;
 
@@ -32,5 +33,13 @@ pub(crate) fn migrations() -> Vec<Migration> {
             "m0015_run_list_index",
             Change::replace_index(shared::run_list_index(Schema::ControlPlane)),
         ),
+        // Whoever does not listen does not notice.
+        Migration::compatible(
+            "m0016_control_plane_notifications",
+            Change::CreateNotifications(notifications::NOTIFIED),
+        ),
+        // Builds without it neither read nor write the mark.
+        Migration::compatible("m0017_split_mark", identity::add_mark()),
+        Migration::compatible("m0018_pending_version_index", Change::CreateIndexes(shared::pending_version_index())),
     ]
 }

@@ -43,6 +43,13 @@ pub(crate) fn list_indexes() -> Vec<(&'static str, Index)> {
     ]
 }
 
+/// Runs that wait for a worker version, of an environment, the oldest first. Of all runs they are few.
+pub(crate) fn pending_version_index() -> Vec<(&'static str, Index)> {
+    let parts = ["runtime_environment_id", "created_at", "id"];
+    let only_where = Some("status = 'PENDING_VERSION'");
+    vec![("task_run", Index { only_where, ..Index::new("ix_task_run_pending_version", parts) })]
+}
+
 fn of_batch(name: &'static str) -> Index {
     Index { only_where: Some("batch_id IS NOT NULL"), ..Index::new(name, ["batch_id"]) }
 }

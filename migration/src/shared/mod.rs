@@ -12,5 +12,5 @@ mod tables;
 pub(crate) use claims::{CLAIM_ENUMS, claim_tables};
 pub(crate) use enums::ENUMS;
 pub(crate) use foreign_keys::FOREIGN_KEYS;
-pub(crate) use indexes::{list_indexes, run_list_index};
+pub(crate) use indexes::{list_indexes, pending_version_index, run_list_index};
 pub(crate) use tables::tables;

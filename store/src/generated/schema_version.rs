@@ -3,7 +3,7 @@
 //! The versions of the schemas this store was generated from: the number of migrations of each.
 
 /// The version of the control-plane schema.
-pub const CONTROL_PLANE_SCHEMA_VERSION: u32 = 15;
+pub const CONTROL_PLANE_SCHEMA_VERSION: u32 = 18;
 
 /// The version of the run-ops schema.
-pub const RUN_OPS_SCHEMA_VERSION: u32 = 10;
+pub const RUN_OPS_SCHEMA_VERSION: u32 = 12;
