@@ -12,7 +12,7 @@ use sea_orm::sqlx::{self, error::DatabaseError, postgres::PgDatabaseError};
 use sea_orm::{ConnAcquireErr, DbErr, RuntimeErr};
 
 use crate::generated::constraints::Constraint;
-use crate::ids::{EdgeId, SnapshotId, WaitpointId};
+use crate::ids::{EdgeId, EnvironmentId, SnapshotId, WaitpointId};
 use crate::lifecycle::Operation;
 use crate::model::{ExecutionStatus, RunStatus};
 use crate::residency::{Residency, UnclassifiableId};
@@ -115,12 +115,18 @@ pub enum ErrorKind {
         /// The relation.
         relation: &'static str,
     },
+    /// The control plane has no such environment, or its project is deleted. Stands in for a foreign key.
+    #[error("environment {0} does not exist")]
+    ControlPlaneReference(EnvironmentId),
     /// A page cursor cannot be used for this list.
     #[error("the page cursor {0}")]
     InvalidCursor(CursorFault),
     /// A transition hook failed; the whole transaction it was called in was rolled back.
     #[error("the transition hook failed: {0}")]
     HookFailed(&'static str),
+    /// The guard of completions refused this one, for that reason. Nothing was sent.
+    #[error("the completion was refused: {0}")]
+    CompletionRefused(&'static str),
     /// Another caller is creating a run with this idempotency key and did not finish in time.
     #[error("the idempotency key is being claimed by another caller")]
     ClaimUnavailable,
@@ -173,6 +179,18 @@ pub enum ErrorKind {
     /// A write reached a server that only reads: a standby, or a primary that was demoted.
     #[error("the server is read-only")]
     ReadOnly,
+    /// New connections lead to another database than start-up found at the address. They are not used.
+    #[error("the address leads to another database than when the store was opened")]
+    SwappedDatabase,
+    /// New connections lead to a primary that has become a standby, or to a replica that was promoted. They are not used.
+    #[error("the server has changed its role between primary and standby")]
+    RoleChanged,
+    /// The schema was migrated to a version that this build does not fit, or back. New connections are not used.
+    #[error("the schema was changed to a version that does not fit this build")]
+    SchemaChanged,
+    /// A row was to be born in a database that is paired with another control plane than this one.
+    #[error("the two databases do not belong together: one is paired with another database")]
+    PairedElsewhere,
     /// The server ran out of disk, memory or another resource.
     #[error("the server is out of resources (SQLSTATE {0})")]
     OutOfResources(SqlState),
@@ -226,6 +244,8 @@ pub enum Entity {
     Attempt,
     /// A waitpoint tag.
     WaitpointTag,
+    /// An organization.
+    Organization,
 }
 
 impl fmt::Display for Entity {
@@ -241,6 +261,7 @@ impl fmt::Display for Entity {
             Entity::Checkpoint => "checkpoint",
             Entity::Attempt => "attempt",
             Entity::WaitpointTag => "waitpoint tag",
+            Entity::Organization => "organization",
         })
     }
 }
@@ -375,6 +396,8 @@ impl StoreError {
             | ErrorKind::TooManyConnections
             | ErrorKind::Disconnected
             | ErrorKind::ReadOnly
+            // A fail-over comes to its end.
+            | ErrorKind::RoleChanged
             | ErrorKind::ClaimUnavailable
             | ErrorKind::OutOfResources(_) => true,
             ErrorKind::NotFound(_)
@@ -389,12 +412,17 @@ impl StoreError {
             | ErrorKind::CrossStoreReference { .. }
             | ErrorKind::DanglingBlocker { .. }
             | ErrorKind::ControlPlaneOnlyRelation { .. }
+            | ErrorKind::ControlPlaneReference(_)
             | ErrorKind::InvalidCursor(_)
             | ErrorKind::HookFailed(_)
+            | ErrorKind::CompletionRefused(_)
             | ErrorKind::StaleSnapshot { .. }
             | ErrorKind::IllegalTransition { .. }
             | ErrorKind::NotLocked
             | ErrorKind::Authentication
+            | ErrorKind::SwappedDatabase
+            | ErrorKind::SchemaChanged
+            | ErrorKind::PairedElsewhere
             | ErrorKind::SchemaMismatch(_)
             | ErrorKind::Decode
             | ErrorKind::Database(_)
@@ -538,7 +566,11 @@ fn classify(error: &DbErr) -> (ErrorKind, DriverError) {
     match error {
         DbErr::ConnectionAcquire(ConnAcquireErr::Timeout) => (ErrorKind::PoolTimeout, DriverError::Pool),
         DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed) => (ErrorKind::Disconnected, DriverError::Pool),
-        DbErr::Conn(RuntimeErr::SqlxError(error)) => classify_sqlx(error),
+        DbErr::Conn(RuntimeErr::SqlxError(error)) => match classify_sqlx(error) {
+            // What was never open is not lost: a server that is going down, or a pooler that cannot reach its own.
+            (ErrorKind::Disconnected, source @ DriverError::Server(_)) => (ErrorKind::Unreachable, source),
+            classified => classified,
+        },
         DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error)) => {
             match classify_sqlx(error) {
                 // There was a connection, so the server had been reached.

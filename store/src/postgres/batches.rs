@@ -25,6 +25,7 @@ use crate::batches::{
 use crate::create::Payload;
 use crate::error::{Entity, ErrorKind, InputProblem, Result, StoreError};
 use crate::generated::constraints::Constraint;
+use crate::guard::CompletionOf;
 use crate::ids::{BatchErrorId, BatchId, BatchItemId, BatchKey, EnvironmentId, RunId, RunKey};
 use crate::lifecycle::WaitpointOutput;
 use crate::model::{
@@ -33,12 +34,14 @@ use crate::model::{
 use crate::read::Read;
 use crate::residency::Routable;
 use crate::runs::CHUNK;
+use crate::waitpoints::{CompletionContext, CompletionRoute};
 
 #[async_trait]
 impl<S: Schema> Batches for PgRunStore<S> {
     async fn create_batch_task_run(&self, batch: NewBatch) -> Result<CreateBatchOutcome> {
         let operation = "create_batch_task_run";
         belongs_here::<S>(&batch.id).and_then(|()| check_batch(&batch)).map_err(refused::<S>(operation))?;
+        self.before_a_birth(operation).await?;
         let row = batch_row(batch, stamp(self.clock.now()));
         match self.database.execute(operation, &S::Batch::insert_row(row.clone())).await {
             Ok(_) => Ok(CreateBatchOutcome::Created(Box::new(row))),
@@ -125,14 +128,20 @@ impl<S: Schema> Batches for PgRunStore<S> {
     }
 
     async fn complete_batch_if_done(&self, batch: &BatchId) -> Result<BatchCompletion> {
+        let context = CompletionContext::of(CompletionRoute::Run);
+        self.ask_guard("complete_batch_if_done", CompletionOf::Batch(batch), &context)?;
         batch_ends::complete_batch_if_done(self, batch).await
     }
 
     async fn abort_batch(&self, batch: &BatchId, input: AbortBatch) -> Result<BatchAbort> {
+        let context = CompletionContext::of(CompletionRoute::Run);
+        self.ask_guard("abort_batch", CompletionOf::Batch(batch), &context)?;
         batch_ends::abort_batch(self, batch, input).await
     }
 
     async fn complete_batch_waitpoints(&self, batch: &BatchId, output: WaitpointOutput) -> Result<BatchWaitpoints> {
+        let context = CompletionContext::of(CompletionRoute::Run);
+        self.ask_guard("complete_batch_waitpoints", CompletionOf::Batch(batch), &context)?;
         batch_ends::complete_batch_waitpoints(self, batch, output).await
     }
 

@@ -181,6 +181,7 @@ async fn insert<S: Schema>(
         }));
     }
     in_order(&mut effects);
+    store.before_a_birth(operation.name()).await?;
     if let Err(error) = store.commit(operation.name(), &statement, &mut effects).await {
         return taken(store, error, &run).await;
     }

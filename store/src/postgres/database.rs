@@ -1,34 +1,65 @@
 //! The pools of one database, and the only place that takes a connection or begins a transaction.
 
 use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
 
 use futures_util::future::join_all;
-use sea_orm::sqlx::{Connection, PgPool};
+use sea_orm::sqlx::Connection;
 use sea_orm::{
-    ConnAcquireErr, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, ExecResult,
-    FromQueryResult, QueryResult, SqlxPostgresConnector, Statement, StatementBuilder, TransactionTrait,
+    ConnAcquireErr, ConnectionTrait, DatabaseConnection, DbBackend, DbErr, ExecResult, FromQueryResult, QueryResult,
+    SqlxPostgresConnector, Statement, StatementBuilder, TransactionTrait, Value,
 };
 
+use super::pooled::{self, Failure, Tidy};
 use super::rows::{Row, read_all};
 use crate::error::{ErrorKind, Phase, Result, StoreError};
 use crate::lifecycle::{Effect, TransitionHook};
 use crate::read::{Read, Token};
 use crate::residency::Residency;
+use crate::topology::{CheckedPool, Pooler, Refusals};
 
 /// One database: its primary and, if it has one, a replica.
 pub(crate) struct Database {
     residency: Residency,
-    primary: DatabaseConnection,
-    replica: Option<DatabaseConnection>,
+    primary: Instance,
+    replica: Option<Instance>,
+    pooler: Pooler,
+}
+
+/// One of the copies of a database: its pool, and why the pool has refused a connection.
+struct Instance {
+    connection: DatabaseConnection,
+    refusals: Arc<Refusals>,
+}
+
+impl From<CheckedPool> for Instance {
+    fn from(CheckedPool { pool, refusals }: CheckedPool) -> Self {
+        Self { connection: SqlxPostgresConnector::from_sqlx_postgres_pool(pool), refusals }
+    }
+}
+
+impl Deref for Instance {
+    type Target = DatabaseConnection;
+
+    fn deref(&self) -> &DatabaseConnection {
+        &self.connection
+    }
 }
 
 impl Database {
-    pub(crate) fn new(residency: Residency, primary: PgPool, replica: Option<PgPool>) -> Self {
-        Self {
-            residency,
-            primary: SqlxPostgresConnector::from_sqlx_postgres_pool(primary),
-            replica: replica.map(SqlxPostgresConnector::from_sqlx_postgres_pool),
-        }
+    pub(crate) fn new(residency: Residency, primary: CheckedPool, replica: Option<CheckedPool>) -> Self {
+        Self { residency, primary: primary.into(), replica: replica.map(Instance::from), pooler: Pooler::None }
+    }
+
+    /// Which of the databases it is.
+    pub(crate) fn residency(&self) -> Residency {
+        self.residency
+    }
+
+    /// The same database by way of a pooler, which both pools lead to.
+    pub(crate) fn behind(self, pooler: Pooler) -> Self {
+        Self { pooler, ..self }
     }
 
     /// What a write to this database leaves behind.
@@ -42,7 +73,7 @@ impl Database {
     }
 
     /// The copy that answers: the one decision about copies.
-    fn copy(&self, read: Read) -> &DatabaseConnection {
+    fn copy(&self, read: Read) -> &Instance {
         match read {
             Read::Primary => &self.primary,
             // Without a replica the primary has its part; start-up has warned.
@@ -71,6 +102,17 @@ impl Database {
         read_all(&rows).map_err(|error| self.decode_error(operation, &error))
     }
 
+    /// As [`Database::all`], for a text that is always the same, with its values.
+    pub(crate) async fn ask<R: Row>(
+        &self,
+        operation: &'static str,
+        read: Read,
+        text: &str,
+        values: impl IntoIterator<Item = Value>,
+    ) -> Result<Vec<R>> {
+        self.fetch(operation, read, Statement::from_sql_and_values(DbBackend::Postgres, text, values)).await
+    }
+
     /// As [`Database::all`], by the names of the columns: for what is not a whole row.
     pub(crate) async fn named<M: FromQueryResult>(
         &self,
@@ -90,14 +132,24 @@ impl Database {
         statement: Statement,
     ) -> Result<Vec<QueryResult>> {
         let copy = self.copy(read);
-        let rows = match copy.query_all_raw(statement.clone()).await {
-            Err(error) if self.is_lost(operation, copy, &error) => {
+        let rows = match self.query_all(copy, statement.clone()).await {
+            Err(Failure { error, .. }) if self.is_lost(operation, copy, &error) => {
                 close_dead_connections(copy).await;
-                copy.query_all_raw(statement).await
+                self.query_all(copy, statement).await
             }
             answer => answer,
         };
-        rows.map_err(|error| self.error(operation, copy, Phase::Uncommitted, &error))
+        // A read has nothing to commit, also where it is in a transaction.
+        rows.map_err(|Failure { error, .. }| self.error(operation, copy, Phase::Uncommitted, &error))
+    }
+
+    /// Sends one statement, by itself or, behind a pooler, in a transaction of its own. So with [`Database::execute`].
+    async fn query_all(&self, copy: &DatabaseConnection, statement: Statement) -> Result<Vec<QueryResult>, Failure> {
+        match self.pooler {
+            Pooler::None => copy.query_all_raw(statement).await.map_err(Failure::committing),
+            // Boxed, here and below: what is not taken must not make every caller's future larger.
+            Pooler::Transaction => Box::pin(pooled::query_all(copy.get_postgres_connection_pool(), &statement)).await,
+        }
     }
 
     /// The error of a row that could not be decoded.
@@ -117,9 +169,16 @@ impl Database {
 
     /// A statement that commits by itself, on the primary. Never tried again: it may have been applied.
     pub(crate) async fn execute(&self, operation: &'static str, query: &impl StatementBuilder) -> Result<ExecResult> {
-        match self.primary.execute_raw(DbBackend::Postgres.build(query)).await {
+        let statement = DbBackend::Postgres.build(query);
+        let done = match self.pooler {
+            Pooler::None => self.primary.execute_raw(statement).await.map_err(Failure::committing),
+            Pooler::Transaction => {
+                Box::pin(pooled::execute(self.primary.get_postgres_connection_pool(), &statement)).await
+            }
+        };
+        match done {
             Ok(done) => Ok(done),
-            Err(error) => Err(self.failed_write(operation, Phase::Committing, &error).await),
+            Err(Failure { phase, error }) => Err(self.failed_write(operation, phase, &error).await),
         }
     }
 
@@ -145,9 +204,9 @@ impl Database {
 
     /// As [`Database::write`], not decoded, for a statement given as text.
     pub(crate) async fn write_rows(&self, operation: &'static str, statement: Statement) -> Result<Vec<QueryResult>> {
-        match self.primary.query_all_raw(statement).await {
+        match self.query_all(&self.primary, statement).await {
             Ok(rows) => Ok(rows),
-            Err(error) => Err(self.failed_write(operation, Phase::Committing, &error).await),
+            Err(Failure { phase, error }) => Err(self.failed_write(operation, phase, &error).await),
         }
     }
 
@@ -158,10 +217,16 @@ impl Database {
     /// and answer would be in a transaction that nobody knows of, and swallow the next caller's writes.
     #[expect(clippy::disallowed_methods, reason = "the one place that may")]
     pub(crate) async fn begin(&self, operation: &'static str) -> Result<Unit<'_>> {
-        let primary = self.primary.clone();
-        let begun = tokio::spawn(async move { primary.begin().await }).await;
+        let (primary, pooler) = (self.primary.connection.clone(), self.pooler);
+        let begun = tokio::spawn(async move { Tidy::new(pooler, primary.begin().await?).await });
         // The task is never aborted, so it ends early only if the runtime is shut down.
-        let begun = begun.unwrap_or(Err(DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed)));
+        let begun = async { begun.await.unwrap_or(Err(DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed))) };
+        let begun = match pooler {
+            Pooler::None => begun.await,
+            Pooler::Transaction => {
+                Box::pin(pooled::within_patience(self.primary.get_postgres_connection_pool(), begun)).await
+            }
+        };
         match begun {
             Ok(transaction) => Ok(Unit { database: self, operation, transaction }),
             Err(error) => Err(self.failed_write(operation, Phase::Uncommitted, &error).await),
@@ -176,16 +241,19 @@ impl Database {
         self.error(operation, &self.primary, phase, error)
     }
 
-    fn is_lost(&self, operation: &'static str, copy: &DatabaseConnection, error: &DbErr) -> bool {
+    fn is_lost(&self, operation: &'static str, copy: &Instance, error: &DbErr) -> bool {
         *self.error(operation, copy, Phase::Uncommitted, error).kind() == ErrorKind::Disconnected
     }
 
-    fn error(&self, operation: &'static str, copy: &DatabaseConnection, phase: Phase, error: &DbErr) -> StoreError {
+    fn error(&self, operation: &'static str, copy: &Instance, phase: Phase, error: &DbErr) -> StoreError {
         let error = StoreError::database(operation, self.residency, phase, error);
-        // The driver says "timed out" both where all connections are busy and where none can be opened. A pool that
-        // still has room was waiting for the server.
+        // The driver says "timed out" where all connections are busy, where new ones are refused for what they lead to, and
+        // where none can be opened. A pool that still has room was waiting for the server.
         if *error.kind() == ErrorKind::PoolTimeout {
             let pool = copy.get_postgres_connection_pool();
+            if let Some(refusal) = copy.refusals.within(pool.options().get_acquire_timeout()) {
+                return error.with_kind(refusal);
+            }
             if pool.size() < pool.options().get_max_connections() {
                 return error.with_kind(ErrorKind::Unreachable);
             }
@@ -207,16 +275,21 @@ impl fmt::Debug for Database {
 pub(crate) struct Unit<'a> {
     database: &'a Database,
     operation: &'static str,
-    transaction: DatabaseTransaction,
+    transaction: Tidy,
 }
 
 impl Unit<'_> {
     pub(crate) async fn rows(&self, statement: Statement) -> Result<Vec<QueryResult>> {
-        self.transaction.query_all_raw(statement).await.map_err(|error| self.error(Phase::Uncommitted, &error))
+        self.transaction.get().query_all_raw(statement).await.map_err(|error| self.error(Phase::Uncommitted, &error))
     }
 
     pub(crate) async fn all<R: Row>(&self, query: &impl StatementBuilder) -> Result<Vec<R>> {
-        let rows = self.rows(DbBackend::Postgres.build(query)).await?;
+        self.fetch(DbBackend::Postgres.build(query)).await
+    }
+
+    /// As [`Unit::all`], for a statement given as text.
+    pub(crate) async fn fetch<R: Row>(&self, statement: Statement) -> Result<Vec<R>> {
+        let rows = self.rows(statement).await?;
         read_all(&rows).map_err(|error| self.error(Phase::Uncommitted, &error))
     }
 
@@ -227,7 +300,7 @@ impl Unit<'_> {
     }
 
     pub(crate) async fn execute(&self, query: &impl StatementBuilder) -> Result<ExecResult> {
-        let answer = self.transaction.execute_raw(DbBackend::Postgres.build(query)).await;
+        let answer = self.transaction.get().execute_raw(DbBackend::Postgres.build(query)).await;
         answer.map_err(|error| self.error(Phase::Uncommitted, &error))
     }
 
@@ -235,7 +308,7 @@ impl Unit<'_> {
         let Self { database, operation, transaction } = self;
         match transaction.commit().await {
             Ok(()) => Ok(database.token()),
-            Err(error) => Err(database.error(operation, &database.primary, Phase::Committing, &error)),
+            Err(Failure { phase, error }) => Err(database.error(operation, &database.primary, phase, &error)),
         }
     }
 
@@ -252,7 +325,7 @@ impl Unit<'_> {
     /// Lets the hook do its part, and sees to it that a transaction it broke is not taken for one that commits.
     pub(crate) async fn run_hook(&self, hook: &dyn TransitionHook, effects: &mut Vec<Effect>) -> Result<()> {
         let residency = self.database.residency;
-        if let Err(failure) = hook.before_commit(&self.transaction, residency, effects).await {
+        if let Err(failure) = hook.before_commit(self.transaction.get(), residency, effects).await {
             return Err(StoreError::new(self.operation, Some(residency), ErrorKind::HookFailed(failure.reason())));
         }
         // Fails in a transaction that a statement has broken; COMMIT would answer well and roll back.

@@ -108,7 +108,7 @@ pub(super) fn check_payload(field: &'static str, payload: &Payload) -> Checked {
     text(field, &payload.data_type)
 }
 
-pub(super) fn text(field: &'static str, value: &str) -> Checked {
+pub(crate) fn text(field: &'static str, value: &str) -> Checked {
     if value.contains('\0') { Err(invalid(field, InputProblem::NulByte)) } else { Ok(()) }
 }
 

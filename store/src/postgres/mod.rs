@@ -15,6 +15,9 @@ mod finds;
 mod input;
 mod keys;
 mod lists;
+mod live;
+mod pending_version;
+mod pooled;
 mod relations;
 mod rows;
 mod schema;
@@ -39,13 +42,15 @@ use sea_orm::{ExecResult, StatementBuilder};
 use crate::clock::{Clock, SystemClock};
 use crate::create::{CreateCancelledRun, CreateFailedRun, CreateRun, CreateRunOutcome, Creation};
 use crate::error::{Entity, ErrorKind, Result, StoreError};
-use crate::find::{FindRuns, RunFilter, RunLookup};
+use crate::find::{FindRuns, PendingVersionCandidate, PendingVersionCandidates, RunFilter, RunLookup};
+use crate::guard::{self, CompletionGuard, CompletionOf};
 use crate::ids::RunId;
 use crate::lifecycle::{Effect, Operation, Transition, TransitionHook};
 use crate::model::{Run, RunSummary, Snapshot};
 use crate::read::Read;
 use crate::residency::Residency;
 use crate::runs::Runs;
+use crate::topology::{Pairing, Split};
 use crate::transitions::{
     BatchExpiry, CancelRun, CancelRunOutcome, CompleteAttemptSuccess, EnqueueDelayedOutcome, EnqueueDelayedRun,
     ExpireParkedOutcome, ExpireParkedRun, ExpireRun, ExpireRunOutcome, FailRunPermanently, FinalizeRun,
@@ -53,6 +58,7 @@ use crate::transitions::{
     RequeueRun, RescheduleOutcome, RescheduleRun, ResumeFromCheckpoint, ResumeQueuedExecuting, RetryInPlace,
     RewriteDebouncedRun, RewriteOutcome, StartAttempt, SuspendForCheckpoint, SuspendForCheckpointOutcome, Transitions,
 };
+use crate::waitpoints::CompletionContext;
 
 pub(crate) use attempts::check_attempt;
 pub(crate) use batch_ends::{is_creating, is_over};
@@ -60,14 +66,15 @@ pub(crate) use batch_results::in_order_of;
 pub(crate) use batches::{check_batch_update, check_item_filter, check_many_batches};
 use create::Fenced;
 pub(crate) use create::check_creation;
-pub(crate) use database::Database;
-use database::Unit;
+pub(crate) use database::{Database, Unit};
 pub(crate) use edges::{check_filter, dangling};
 pub(crate) use finds::check;
-pub(crate) use input::{check_snapshot, within};
+pub(crate) use input::{check_snapshot, text as check_text, within};
 pub(crate) use keys::{check_clearing, check_keys, distinct};
 pub(crate) use lists::Filter;
+pub(crate) use live::{Live, count_live, count_waiting_elsewhere};
 pub(crate) use rows::{Columns, Row};
+pub(crate) use schema::text_array;
 pub use schema::{ControlPlane, Pair, RunOps, Schema, Twin};
 pub(crate) use snapshots::{CHECKPOINT_PREFIX, LINKED};
 use texts::Texts;
@@ -78,16 +85,27 @@ pub(crate) use waitpoints::check_selection;
 /// It is the whole store of a single-database installation and one leg of a split one. A run whose id belongs to another
 /// database is refused at birth and missing afterwards, without a statement: a stray copy here is never acted on.
 pub struct PgRunStore<S: Schema> {
-    database: Database,
+    database: Arc<Database>,
     clock: Arc<dyn Clock>,
     hook: Option<Arc<dyn TransitionHook>>,
+    guard: Option<Arc<dyn CompletionGuard>>,
+    /// What is seen to before a row is born here, if this is the run-ops database of a split.
+    pairing: Option<Arc<Pairing>>,
     texts: Texts,
     schema: PhantomData<S>,
 }
 
 impl<S: Schema> PgRunStore<S> {
-    pub(crate) fn new(database: Database) -> Self {
-        Self { database, clock: Arc::new(SystemClock), hook: None, texts: Texts::default(), schema: PhantomData }
+    pub(crate) fn new(database: Arc<Database>) -> Self {
+        Self {
+            database,
+            clock: Arc::new(SystemClock),
+            hook: None,
+            guard: None,
+            pairing: None,
+            texts: Texts::default(),
+            schema: PhantomData,
+        }
     }
 
     /// Stamps rows by another clock than the machine's.
@@ -100,6 +118,25 @@ impl<S: Schema> PgRunStore<S> {
     #[must_use]
     pub fn with_hook(self, hook: Arc<dyn TransitionHook>) -> Self {
         Self { hook: Some(hook), ..self }
+    }
+
+    /// Asks the guard of completions, if this store has one.
+    fn ask_guard(&self, operation: &'static str, of: CompletionOf<'_>, context: &CompletionContext) -> Result<()> {
+        guard::ask(self.guard.as_deref(), operation, Split::Off, of, context)
+    }
+
+    /// Lets no run, batch or waitpoint be born here before the databases of the split name each other.
+    #[must_use]
+    pub(crate) fn with_pairing(self, pairing: Arc<Pairing>) -> Self {
+        Self { pairing: Some(pairing), ..self }
+    }
+
+    /// Sees to what has to be true before a run, a batch or a waitpoint is born here; see [`Pairing::ensure`].
+    async fn before_a_birth(&self, operation: &'static str) -> Result<()> {
+        match &self.pairing {
+            Some(pairing) => pairing.ensure(operation).await,
+            None => Ok(()),
+        }
     }
 
     /// Lets the hook do its part in a transaction, if there is one.
@@ -130,6 +167,16 @@ impl<S: Schema> PgRunStore<S> {
     /// A refusal of the store's own.
     fn refuse(&self, operation: Operation, kind: ErrorKind) -> StoreError {
         StoreError::new(operation.name(), Some(S::RESIDENCY), kind)
+    }
+}
+
+impl PgRunStore<ControlPlane> {
+    /// Asks `guard` before every completion of a waitpoint.
+    ///
+    /// For the whole store of a single-database installation. A member of a router has no guard, for the router asks.
+    #[must_use]
+    pub fn with_guard(self, guard: Arc<dyn CompletionGuard>) -> Self {
+        Self { guard: Some(guard), ..self }
     }
 }
 
@@ -186,6 +233,13 @@ impl<S: Schema> Runs for PgRunStore<S> {
 
     async fn find_runs_by_ids(&self, ids: &[RunId], read: Read) -> Result<HashMap<RunId, Run>> {
         finds::find_runs_by_ids(self, ids, read).await
+    }
+
+    async fn list_pending_version_candidates(
+        &self,
+        query: &PendingVersionCandidates,
+    ) -> Result<Vec<PendingVersionCandidate>> {
+        pending_version::candidates(self, query).await
     }
 }
 

@@ -21,6 +21,7 @@ use super::input::{indexed, required, stamp, text, texts, within};
 use super::schema::{Pair, Schema, Twin, text_array};
 use crate::error::{Entity, ErrorKind, InputProblem, Result, StoreError};
 use crate::generated::constraints::Constraint;
+use crate::guard::CompletionOf;
 use crate::ids::{EnvironmentId, RunId, SnapshotId, WaitpointId};
 use crate::lifecycle::Effect;
 use crate::model::{BatchColumn, RunColumn, Waitpoint, WaitpointColumn, WaitpointStatus};
@@ -123,6 +124,7 @@ impl<S: Schema> Waitpoints for PgRunStore<S> {
     }
 
     async fn apply_completion(&self, id: &WaitpointId, input: CompleteWaitpoint) -> Result<Option<AppliedCompletion>> {
+        self.ask_guard("complete_waitpoint", CompletionOf::Waitpoint(id), &input.context)?;
         apply_completion(self, id, input).await
     }
 
@@ -193,6 +195,7 @@ async fn insert_waitpoint<S: Schema>(
 ) -> Result<UpsertedWaitpoint> {
     let refuse = |kind| StoreError::new(operation, Some(S::RESIDENCY), kind);
     check_new::<S>(&input).map_err(refuse)?;
+    store.before_a_birth(operation).await?;
     let kind = input.kind;
     let row = new_row(input, stamp(store.clock.now()));
     let statement = insert::<S>(kind, &row, conflict);
