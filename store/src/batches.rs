@@ -93,13 +93,15 @@ pub trait Batches: Send + Sync {
     /// Transaction: one statement, one round trip; with a [`TransitionHook`](crate::TransitionHook) a transaction. For a
     /// batch that is found elsewhere than its id says, members and waitpoints are looked for in every database, in
     /// statements of their own: the waitpoint is then completed after the batch, and repeating the call heals.
+    /// Errors: `CompletionRefused` if the [guard](crate::guard) refuses. It is asked before it is known whether the batch
+    /// is over; a refusal leaves the batch as it is.
     async fn complete_batch_if_done(&self, batch: &BatchId) -> Result<BatchCompletion>;
 
     /// Gives a batch up: marks it aborted and completes the waitpoint that waits for it with the error. The waitpoint of
     /// a batch that was aborted before is completed if it was not.
     ///
     /// Routing, copy, transaction: as [`complete_batch_if_done`](Batches::complete_batch_if_done).
-    /// Errors: `InvalidInput`.
+    /// Errors: `InvalidInput`; `CompletionRefused`, as there.
     async fn abort_batch(&self, batch: &BatchId, input: AbortBatch) -> Result<BatchAbort>;
 
     /// Completes the waitpoints that wait for a batch and are pending.
@@ -107,7 +109,7 @@ pub trait Batches: Send + Sync {
     /// It does not look at the batch: what ends a batch completes them in the same statement. This is for waitpoints in
     /// another database than their batch. Routing: every database. Transaction: one statement on each; with a
     /// [`TransitionHook`](crate::TransitionHook) a transaction on each that has such waitpoints.
-    /// Errors: `InvalidInput`.
+    /// Errors: `InvalidInput`; `CompletionRefused` if the [guard](crate::guard) refuses.
     async fn complete_batch_waitpoints(&self, batch: &BatchId, output: WaitpointOutput) -> Result<BatchWaitpoints>;
 
     /// Counts the runs of a batch that are not over.

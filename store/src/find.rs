@@ -2,8 +2,12 @@
 
 use chrono::{DateTime, Utc};
 
+use crate::control_plane::PendingVersion;
+use crate::error::ErrorKind;
 use crate::ids::{BatchId, EnvironmentId, ProjectId, RunFriendlyId, RunId, RunKey};
 use crate::model::RunStatus;
+use crate::pages::within_page;
+use crate::postgres::{check_text, within};
 
 /// Which run to read, and for whom.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -134,4 +138,53 @@ pub enum OrderKey {
     UsageDuration,
     /// Cost.
     Cost,
+}
+
+/// Which runs may go on with a worker version: those that wait for one, and whose task and queue it has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PendingVersionCandidates {
+    /// Of this environment.
+    pub environment: EnvironmentId,
+    /// Of one of these tasks. An empty list matches nothing.
+    pub task_identifiers: Vec<String>,
+    /// In one of these queues. An empty list matches nothing.
+    pub queues: Vec<String>,
+    /// At most so many, 1 to [`MAX_PAGE`](crate::MAX_PAGE).
+    pub limit: u32,
+}
+
+impl PendingVersionCandidates {
+    /// For a version, as the control plane answers with it.
+    #[must_use]
+    pub fn of(version: &PendingVersion, limit: u32) -> Self {
+        Self {
+            environment: version.environment.id.clone(),
+            task_identifiers: version.task_identifiers.clone(),
+            queues: version.queues.clone(),
+            limit,
+        }
+    }
+
+    /// What can be said against it before any SQL is sent.
+    pub(crate) fn check(&self) -> Result<(), ErrorKind> {
+        within_page(self.limit)?;
+        within("task_identifiers", self.task_identifiers.len())?;
+        within("queues", self.queues.len())?;
+        self.task_identifiers.iter().try_for_each(|task| check_text("task_identifiers", task))?;
+        self.queues.iter().try_for_each(|queue| check_text("queues", queue))
+    }
+
+    /// Whether no run can match.
+    pub(crate) fn matches_nothing(&self) -> bool {
+        self.task_identifiers.is_empty() || self.queues.is_empty()
+    }
+}
+
+/// A run that may go on. Ordered by age, the oldest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PendingVersionCandidate {
+    /// When it was made.
+    pub created_at: DateTime<Utc>,
+    /// The run.
+    pub run: RunId,
 }

@@ -435,26 +435,37 @@ plain_id! {
     /// Id of an organization, a control-plane row.
     OrganizationId
 }
+stored_id!(OrganizationId);
+
 plain_id! {
     /// Id of a project, a control-plane row.
     ProjectId
 }
+stored_id!(ProjectId);
+
 plain_id! {
     /// Id of a runtime environment, a control-plane row.
     EnvironmentId
 }
+stored_id!(EnvironmentId);
+
 plain_id! {
     /// Id of a worker version (`background_worker`), a control-plane row.
     WorkerId
 }
+stored_id!(WorkerId);
+
 plain_id! {
     /// Id of one task of a worker version (`background_worker_task`), a control-plane row.
     WorkerTaskId
 }
+stored_id!(WorkerTaskId);
+
 plain_id! {
     /// Id of a queue (`task_queue`), a control-plane row.
     QueueId
 }
+stored_id!(QueueId);
 
 /// Longest text taken as a plain id. The longest ids in use are UUIDs, with 36 characters.
 const PLAIN_ID_LIMIT: usize = 64;

@@ -39,12 +39,14 @@ pub mod batches;
 pub mod checkpoints;
 pub mod claims;
 pub mod clock;
+pub mod control_plane;
 pub mod create;
 pub mod edges;
 pub mod error;
 pub mod fields;
 pub mod find;
 mod generated;
+pub mod guard;
 mod hydrate;
 pub mod ids;
 pub mod keys;
@@ -54,6 +56,7 @@ pub mod pages;
 mod postgres;
 mod projection;
 pub mod read;
+pub mod read_through;
 pub mod relations;
 pub mod residency;
 mod routing;
@@ -76,6 +79,11 @@ pub use batches::{
 pub use checkpoints::{Checkpoints, NewCheckpoint};
 pub use claims::{Claim, ClaimChange, ClaimKey, ClaimMark, ClaimOwner, ClaimPolicy, Claims, Fence, claim_home};
 pub use clock::{Clock, SystemClock};
+pub use control_plane::{
+    AuthenticatedEnv, CacheConfig, CacheStatus, CachedResolver, ControlPlaneResolver, DirectResolver, Invalidation,
+    ListenerStatus, LockedWorkerKey, Mint, MintConfig, PendingVersion, QueueQuery, ResolvedEnv, WorkerVersion,
+    WorkerVersionQuery,
+};
 pub use create::{
     CreateCancelledRun, CreateFailedRun, CreateRun, CreateRunOutcome, CreatedRun, Creation, Environment, Idempotency,
     KeyScope, NewRun, Parent, Payload, Schedule, SnapshotDetails, Start, Trace, Version,
@@ -83,9 +91,12 @@ pub use create::{
 pub use edges::{BlockRun, EdgeFilter, EdgeWithWaitpoint, Edges, NewEdges};
 pub use error::{Change, CursorFault, Entity, ErrorKind, InputProblem, SqlState, StoreError};
 pub use fields::{RunFields, UpdateMetadata, UpdateMetadataOutcome};
-pub use find::{Direction, FindRuns, Order, OrderKey, RunFilter, RunLookup};
+pub use find::{
+    Direction, FindRuns, Order, OrderKey, PendingVersionCandidate, PendingVersionCandidates, RunFilter, RunLookup,
+};
 pub use generated::constraints::{Constraint, ConstraintKind};
 pub use generated::schema_version::{CONTROL_PLANE_SCHEMA_VERSION, RUN_OPS_SCHEMA_VERSION};
+pub use guard::{CompletionFacts, CompletionGuard, CompletionOf, CompletionPath, GuardDecision, GuardRefusal};
 pub use ids::{
     AttemptFriendlyId, AttemptId, BatchErrorId, BatchFriendlyId, BatchId, BatchItemId, BatchKey, CheckpointId, EdgeId,
     EnvironmentId, Home, KsuidError, OrganizationId, ProjectId, QueueId, RunFriendlyId, RunId, RunKey, SnapshotId,
@@ -107,6 +118,7 @@ pub use pages::{
 };
 pub use postgres::{ControlPlane, Pair, PgRunStore, RunOps, Schema, Twin};
 pub use read::{Read, Token};
+pub use read_through::{ReadThrough, Retention, Source, find_run_through, read_through, resolve_token_through};
 pub use relations::{LoadRelations, Reference, Relations};
 pub use residency::{IdFault, Residency, Routable, UnclassifiableId, classify, is_classifiable};
 pub use routing::{Policy, Route, RoutingRunStore};
@@ -116,7 +128,10 @@ pub use snapshots::{
     Presence, SnapshotLookup, Snapshots, SnapshotsOf, SnapshotsSince, Validity,
 };
 pub use tags::{NewWaitpointTag, WaitpointTags};
-pub use topology::{Config, ConfigError, DatabaseConfig, Endpoint, SecretUrl, TopologyError, connect};
+pub use topology::{
+    AddressError, Config, ConfigError, DatabaseConfig, Endpoint, GateReport, Pooler, SecretUrl, Split, Topology,
+    TopologyError, connect,
+};
 pub use transitions::{
     BatchExpiry, CancelRun, CancelRunOutcome, CheckpointImage, CompleteAttemptSuccess, DiscardReason,
     EnqueueDelayedOutcome, EnqueueDelayedRun, ExpireParkedOutcome, ExpireParkedRun, ExpireRun, ExpireRunOutcome,

@@ -85,15 +85,19 @@ impl<F, K: SortKey> List<F, K> {
 
     /// What can be said against the page itself before any SQL is sent.
     pub(crate) fn check(&self, order: &[Order<K>]) -> Result<(), ErrorKind> {
-        if self.limit == 0 {
-            return Err(ErrorKind::InvalidInput { field: "limit", problem: InputProblem::TooSmall { least: 1 } });
-        }
-        if self.limit > MAX_PAGE {
-            let problem = InputProblem::TooLarge { limit: MAX_PAGE as usize };
-            return Err(ErrorKind::InvalidInput { field: "limit", problem });
-        }
+        within_page(self.limit)?;
         self.after.as_ref().map_or(Ok(()), |cursor| cursor.check(order)).map_err(ErrorKind::InvalidCursor)
     }
+}
+
+/// Checks that so many rows fit on a page.
+pub(crate) fn within_page(limit: u32) -> Result<(), ErrorKind> {
+    let problem = match limit {
+        0 => InputProblem::TooSmall { least: 1 },
+        1..=MAX_PAGE => return Ok(()),
+        _ => InputProblem::TooLarge { limit: MAX_PAGE as usize },
+    };
+    Err(ErrorKind::InvalidInput { field: "limit", problem })
 }
 
 /// A page of runs. Its own order: the newest first.

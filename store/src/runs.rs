@@ -6,7 +6,7 @@ use async_trait::async_trait;
 
 use crate::create::{CreateCancelledRun, CreateFailedRun, CreateRun, CreateRunOutcome};
 use crate::error::Result;
-use crate::find::{FindRuns, RunFilter, RunLookup};
+use crate::find::{FindRuns, PendingVersionCandidate, PendingVersionCandidates, RunFilter, RunLookup};
 use crate::ids::RunId;
 use crate::model::{Run, RunSummary};
 use crate::read::Read;
@@ -103,6 +103,23 @@ pub trait Runs: Send + Sync {
     /// Routing: each id to its database; a database without ids is not asked.
     /// Statements: one for each database and 1,000 ids. Errors: `InvalidInput` above [`MAX_IDS`] ids.
     async fn find_runs_by_ids(&self, ids: &[RunId], read: Read) -> Result<HashMap<RunId, Run>>;
+
+    /// Lists the runs that may go on with a worker version which was just deployed: those in `PENDING_VERSION` whose
+    /// task and queue it has, the oldest first (by age, then by id).
+    ///
+    /// It only says whom to try: [`promote_pending_version_run`](crate::Transitions::promote_pending_version_run) decides
+    /// for each, and changes nothing of a run that has moved on meanwhile. A copy in a database that is not the one of
+    /// its id is no candidate. Where `limit` runs are given there may be more: promote them and ask again.
+    ///
+    /// Routing: none; every database is asked at the same time for `limit` runs, and the oldest of all are given.
+    /// Copy: primaries, always. Statements: one for each database; none if a list is empty. An
+    /// index holds the runs that wait, and nothing else.
+    /// Errors: `InvalidInput` for a limit of 0 or above [`MAX_PAGE`](crate::MAX_PAGE), for a NUL byte, and above
+    /// [`MAX_IDS`] tasks or queues.
+    async fn list_pending_version_candidates(
+        &self,
+        query: &PendingVersionCandidates,
+    ) -> Result<Vec<PendingVersionCandidate>>;
 }
 
 /// The greatest number of ids that one call takes.

@@ -10,11 +10,13 @@ use sea_orm::prelude::DateTimeWithTimeZone;
 use crate::edges::{EdgeFilter, Edges};
 use crate::error::{Entity, ErrorKind, Result, StoreError};
 use crate::generated::constraints::Constraint;
+use crate::guard::{self, CompletionOf};
 use crate::ids::{BatchId, EnvironmentId, ProjectId, RunId, SnapshotId, WaitpointId};
 use crate::lifecycle::{Effect, Event, Job, WaitpointOutput, in_order};
 use crate::model::{Edge, EdgeRow, RunStatus, Waitpoint, WaitpointStatus, WaitpointType, is_final};
 use crate::read::{Read, Token};
 use crate::residency::{Residency, Routable};
+use crate::topology::Split;
 
 /// The operations on waitpoints.
 ///
@@ -109,7 +111,8 @@ pub trait Waitpoints: Edges {
     ///
     /// Routing: `run`. Statements: one on the owner; for a run that is over what
     /// [`complete_waitpoint`](Waitpoints::complete_waitpoint) takes besides.
-    /// Errors: `NotFound` if there is no such run.
+    /// Errors: `NotFound` if there is no such run. `CompletionRefused` by the [guard](crate::guard) for a run that is over;
+    /// its waitpoint is there then, and pending.
     async fn get_or_create_run_waitpoint(&self, run: &RunId) -> Result<UpsertedWaitpoint> {
         let operation = "get_or_create_run_waitpoint";
         let RunWaitpoint { run: seen, upserted } = self.ensure_run_waitpoint(run).await?;
@@ -242,7 +245,8 @@ pub trait Waitpoints: Edges {
     /// Statements: one to complete it, one more where the preferred database does not have it or another caller completes
     /// it at the same moment, and one for each database to find the edges.
     /// Effects: [`ContinueRun`](Effect::ContinueRun) for each run that waits, and the event of each edge with a span.
-    /// Errors: `NotFound` if it is nowhere. A fault of the search for edges comes after the completion, and is of unknown
+    /// Errors: `CompletionRefused` if the [guard](crate::guard) refuses, before anything is sent. `NotFound` if it is
+    /// nowhere. A fault of the search for edges comes after the completion, and is of unknown
     /// outcome too: repeat the call until it answers, or those who wait are not woken.
     async fn complete_waitpoint(&self, id: &WaitpointId, input: CompleteWaitpoint) -> Result<WaitpointCompletion> {
         let operation = "complete_waitpoint";
@@ -279,7 +283,7 @@ pub trait Waitpoints: Edges {
     }
 
     /// The first half of [`complete_waitpoint`](Waitpoints::complete_waitpoint), which is the method to call: completes a
-    /// waitpoint without waking anybody. `None` if it is nowhere.
+    /// waitpoint without waking anybody. `None` if it is nowhere. It asks the [guard](crate::guard).
     async fn apply_completion(&self, id: &WaitpointId, input: CompleteWaitpoint) -> Result<Option<AppliedCompletion>>;
 
     /// Up to [`CONNECTED_RUNS`] runs that exist and that this waitpoint has held up at some time, by id. If there are more,
@@ -593,6 +597,12 @@ pub enum CompletionRoute {
     Run,
 }
 
+impl CompletionRoute {
+    /// Every route there is.
+    pub const ALL: [CompletionRoute; 5] =
+        [Self::Manual, Self::DateTime, Self::ResumeToken, Self::IdempotencyReuse, Self::Run];
+}
+
 /// Why a completion is for the control plane first.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum CompletionPin {
@@ -611,13 +621,9 @@ impl CompletionContext {
         Self { route, pin: None, beside: None }
     }
 
-    /// The database that is looked into first.
+    /// The database of two that is looked into first.
     pub(crate) fn preferred(&self, id: &WaitpointId) -> Residency {
-        match (self.pin, self.beside) {
-            (Some(_), _) => Residency::ControlPlane,
-            (None, Some(run)) => run.residency(),
-            (None, None) => id.shape_hint(),
-        }
+        guard::decide(Split::On, CompletionOf::Waitpoint(id), self).store
     }
 }
 

@@ -11,6 +11,7 @@ use crate::batches::{
     NewBatch, NewBatchError, NewBatchItem, RunResult, aborted,
 };
 use crate::error::{Entity, ErrorKind, Result, StoreError};
+use crate::guard::CompletionOf;
 use crate::ids::{BatchId, BatchKey, EnvironmentId, Home, RunId, RunKey};
 use crate::lifecycle::WaitpointOutput;
 use crate::model::{Batch, BatchError, BatchItem, BatchItemStatus, BatchStatus};
@@ -19,6 +20,7 @@ use crate::postgres::{
 };
 use crate::read::Read;
 use crate::residency::{Residency, Routable, UnclassifiableId};
+use crate::waitpoints::{CompletionContext, CompletionRoute};
 
 #[async_trait]
 impl Batches for RoutingRunStore {
@@ -78,6 +80,8 @@ impl Batches for RoutingRunStore {
     }
 
     async fn complete_batch_if_done(&self, batch: &BatchId) -> Result<BatchCompletion> {
+        let context = CompletionContext::of(CompletionRoute::Run);
+        self.ask_guard("complete_batch_if_done", CompletionOf::Batch(batch), &context)?;
         let done = self.owner(batch.residency()).complete_batch_if_done(batch).await?;
         if done != BatchCompletion::NotFound {
             return Ok(done);
@@ -113,6 +117,8 @@ impl Batches for RoutingRunStore {
     }
 
     async fn abort_batch(&self, batch: &BatchId, input: AbortBatch) -> Result<BatchAbort> {
+        let context = CompletionContext::of(CompletionRoute::Run);
+        self.ask_guard("abort_batch", CompletionOf::Batch(batch), &context)?;
         for leg in self.owner_first(Home::Routed(batch.residency())) {
             let output = WaitpointOutput::failure(&input.error);
             let done = leg.store.abort_batch(batch, input.clone()).await?;
@@ -134,6 +140,8 @@ impl Batches for RoutingRunStore {
     }
 
     async fn complete_batch_waitpoints(&self, batch: &BatchId, output: WaitpointOutput) -> Result<BatchWaitpoints> {
+        let context = CompletionContext::of(CompletionRoute::Run);
+        self.ask_guard("complete_batch_waitpoints", CompletionOf::Batch(batch), &context)?;
         let asked = self.legs.iter().map(|leg| leg.store.complete_batch_waitpoints(batch, output.clone()));
         // Of waitpoints that were complete before a hook may have written something.
         let written = merge::written(join_all(asked).await, |found| !found.waitpoints.is_empty());

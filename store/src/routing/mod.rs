@@ -28,9 +28,11 @@ use std::sync::Arc;
 use crate::RunStore;
 use crate::claims::ClaimPolicy;
 use crate::error::Result;
+use crate::guard::{self, CompletionGuard, CompletionOf};
 use crate::ids::RunId;
 use crate::residency::{Residency, Routable};
-use crate::topology::TopologyError;
+use crate::topology::{Split, TopologyError};
+use crate::waitpoints::CompletionContext;
 
 pub use route::{Policy, Route};
 
@@ -41,6 +43,7 @@ pub struct RoutingRunStore {
     /// In the order of the policy: the first has precedence.
     legs: Vec<Leg>,
     claims: ClaimPolicy,
+    guard: Option<Arc<dyn CompletionGuard>>,
 }
 
 struct Leg {
@@ -66,13 +69,24 @@ impl RoutingRunStore {
             }
         }
         legs.sort_by_key(|leg| policy.rank(leg.residency));
-        Ok(Self { legs, claims: ClaimPolicy::default() })
+        Ok(Self { legs, claims: ClaimPolicy::default(), guard: None })
     }
 
     /// Claims idempotency keys with other leases and waits.
     #[must_use]
     pub fn with_claim_policy(self, claims: ClaimPolicy) -> Self {
         Self { claims: claims.bounded(), ..self }
+    }
+
+    /// Asks `guard` before every completion of a waitpoint. The members must have no guard, or it is asked again.
+    #[must_use]
+    pub fn with_guard(self, guard: Arc<dyn CompletionGuard>) -> Self {
+        Self { guard: Some(guard), ..self }
+    }
+
+    /// Asks the guard of completions, if there is one.
+    fn ask_guard(&self, operation: &'static str, of: CompletionOf<'_>, context: &CompletionContext) -> Result<()> {
+        guard::ask(self.guard.as_deref(), operation, Split::On, of, context)
     }
 
     /// The store that owns rows of `residency`.

@@ -10,7 +10,7 @@ use super::route::{self, Route};
 use super::{Leg, RoutingRunStore, claims, merge};
 use crate::create::{CreateCancelledRun, CreateFailedRun, CreateRun, CreateRunOutcome, Creation};
 use crate::error::{Entity, Result, StoreError};
-use crate::find::{FindRuns, OrderKey, RunFilter, RunLookup};
+use crate::find::{FindRuns, OrderKey, PendingVersionCandidate, PendingVersionCandidates, RunFilter, RunLookup};
 use crate::ids::RunId;
 use crate::model::{Run, RunSummary};
 use crate::pages::CopiesFilter;
@@ -97,6 +97,15 @@ impl Runs for RoutingRunStore {
             .into_iter()
             .map(|(residency, ids)| async move { self.owner(residency).find_runs_by_ids(&ids, read).await });
         Ok(try_join_all(legs).await?.into_iter().flatten().collect())
+    }
+
+    async fn list_pending_version_candidates(
+        &self,
+        query: &PendingVersionCandidates,
+    ) -> Result<Vec<PendingVersionCandidate>> {
+        query.check().map_err(|kind| StoreError::new("list_pending_version_candidates", None, kind))?;
+        let asked = self.asked(Route::Everywhere).map(|leg| leg.store.list_pending_version_candidates(query));
+        Ok(merge::smallest(try_join_all(asked).await?, query.limit))
     }
 }
 

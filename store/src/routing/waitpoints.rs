@@ -10,6 +10,7 @@ use super::route::Route;
 use super::{RoutingRunStore, merge};
 use crate::RunStore;
 use crate::error::{Entity, ErrorKind, Result, StoreError};
+use crate::guard::CompletionOf;
 use crate::ids::{EnvironmentId, RunId, SnapshotId, WaitpointId};
 use crate::model::Waitpoint;
 use crate::postgres::{check_selection, within};
@@ -130,6 +131,7 @@ impl Waitpoints for RoutingRunStore {
     }
 
     async fn apply_completion(&self, id: &WaitpointId, input: CompleteWaitpoint) -> Result<Option<AppliedCompletion>> {
+        self.ask_guard("complete_waitpoint", CompletionOf::Waitpoint(id), &input.context)?;
         for store in self.in_turn(input.context.preferred(id)) {
             let done = store.apply_completion(id, input.clone()).await?;
             if done.is_some() {
