@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 mod bench;
 mod cargo;
 mod demo;
+mod doctor;
 mod regen;
 mod test;
 
@@ -26,6 +27,8 @@ enum Command {
     Test(test::Args),
     /// Run the demo: runs through two PostgreSQL servers.
     Demo(demo::Args),
+    /// Examine the databases that the environment names, and say what to do about what is not as it should be.
+    Doctor(doctor::Args),
     /// Measure the store beside hand-written SQL and a plain ORM.
     Bench(bench::Args),
 }
@@ -36,6 +39,7 @@ async fn main() -> ExitCode {
         Command::Regen(args) => regen::run(&args).await,
         Command::Test(args) => test::run(&args).await,
         Command::Demo(args) => demo::run(&args).await,
+        Command::Doctor(args) => doctor::run(&args).await,
         Command::Bench(args) => bench::run(&args).await,
     };
     outcome.unwrap_or_else(|error| {
