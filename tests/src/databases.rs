@@ -16,7 +16,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use provision::Server;
+use provision::{BouncerOptions, PgBouncer, Server};
 use sea_orm::{
     ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbBackend, Statement, TryGetable,
     sqlx::{
@@ -141,6 +141,16 @@ impl Databases {
     pub async fn behind_proxies(&self) -> Result<Both<Proxy>> {
         let (control_plane, run_ops) =
             try_join!(Proxy::start(self.control_plane_url()), Proxy::start(self.run_ops_url()))?;
+        Ok(Both { control_plane, run_ops })
+    }
+
+    /// Starts a PgBouncer in front of the server of each database.
+    ///
+    /// # Errors
+    /// If PgBouncer is missing, with what to install; or it cannot be started.
+    pub async fn behind_poolers(&self, options: BouncerOptions) -> Result<Both<PgBouncer>> {
+        let start = |side| PgBouncer::start(self.hosts.of(side).server, options.clone());
+        let (control_plane, run_ops) = try_join!(start(Side::ControlPlane), start(Side::RunOps))?;
         Ok(Both { control_plane, run_ops })
     }
 
@@ -339,6 +349,28 @@ async fn renew_identity(url: &str) -> Result<()> {
     let mut connection = options.disable_statement_logging().connect().await?;
     execute(&mut connection, "UPDATE store_identity SET id = gen_random_uuid()::text".to_owned()).await?;
     connection.close().await?;
+    Ok(())
+}
+
+/// Lets a control plane and a run-ops database name each other, as the first row born in the run-ops database does: for
+/// whoever counts the statements of that row, or begins where runs live in both.
+///
+/// # Errors
+/// If one of them cannot be reached, or has no identity.
+pub async fn pair(control_plane: &str, run_ops: &str) -> Result<()> {
+    let open = async |url: &str| -> Result<PgConnection> {
+        let options: PgConnectOptions = url.parse().ok().context("the URL of a test database is no PostgreSQL URL")?;
+        Ok(options.disable_statement_logging().connect().await?)
+    };
+    let (mut control_plane, mut run_ops) = (open(control_plane).await?, open(run_ops).await?);
+    let id = "SELECT id FROM store_identity";
+    let first: String = sqlx::query_scalar(id).fetch_one(&mut control_plane).await?;
+    let second: String = sqlx::query_scalar(id).fetch_one(&mut run_ops).await?;
+    for (connection, other) in [(&mut control_plane, second), (&mut run_ops, first)] {
+        sqlx::query("UPDATE store_identity SET paired_with = $1").bind(other).execute(connection).await?;
+    }
+    control_plane.close().await?;
+    run_ops.close().await?;
     Ok(())
 }
 

@@ -30,11 +30,14 @@ mod runtime;
 
 pub mod build;
 pub mod catalogue;
+pub mod clock;
 pub mod databases;
 pub mod demo;
+pub mod doctor;
 pub mod equality;
 pub mod mode;
 pub mod moves;
+pub mod pooled;
 pub mod protocol;
 pub mod proxy;
 pub mod related;
@@ -45,7 +48,7 @@ pub mod standby;
 pub mod waits;
 pub mod wired;
 
-pub use databases::Databases;
+pub use databases::{Databases, pair};
 pub use mode::Mode;
 pub use proxy::Proxy;
 pub use servers::Servers;

@@ -40,15 +40,23 @@ pub fn is_commit(sql: &str) -> bool {
     sql.trim_end_matches(';').eq_ignore_ascii_case("commit")
 }
 
+/// Tells whether a statement is what a store asks of each connection that it opens: who the database is. It belongs to
+/// logging on.
+pub fn is_identity(sql: &str) -> bool {
+    sql.ends_with("pg_is_in_recovery() AS is_standby FROM store_identity")
+}
+
 /// A proxy in front of one database; dropping it cuts all of its connections.
 pub struct Proxy {
     url: String,
+    direct: String,
     shared: Arc<Shared>,
     accepting: JoinHandle<()>,
 }
 
 struct Shared {
-    upstream: (String, u16),
+    /// Where new connections lead.
+    upstream: Mutex<Upstream>,
     recording: Recording,
     refusing: AtomicBool,
     cuts: Mutex<Vec<Arc<CutState>>>,
@@ -57,6 +65,15 @@ struct Shared {
     reply_gates: Mutex<Vec<Arc<GateState>>>,
     /// Every new value cuts the connections that are open.
     generation: watch::Sender<u64>,
+    /// How many connections are open.
+    open: watch::Sender<usize>,
+}
+
+#[derive(Clone)]
+struct Upstream {
+    address: (String, u16),
+    /// The database there, in place of the one that the client names.
+    database: Option<String>,
 }
 
 impl Proxy {
@@ -67,14 +84,7 @@ impl Proxy {
     pub async fn start(url: &str) -> Result<Proxy> {
         let mut proxied =
             Url::parse(url).ok().context("a proxy needs a URL such as postgres://user@host:port/database")?;
-        let upstream = match proxied.host() {
-            // A folder in place of a name is a socket, and its slashes are escaped.
-            Some(url::Host::Domain(name)) if !name.is_empty() && !name.contains('%') => name.to_owned(),
-            Some(url::Host::Ipv4(address)) => address.to_string(),
-            Some(url::Host::Ipv6(address)) => address.to_string(),
-            Some(url::Host::Domain(_)) | None => bail!("a proxy needs a server reached over TCP, not a unix socket"),
-        };
-        let upstream = (upstream, proxied.port().unwrap_or(5432));
+        let upstream = Mutex::new(Upstream { address: address_of(&proxied)?, database: None });
 
         let shared = Arc::new(Shared {
             upstream,
@@ -84,6 +94,7 @@ impl Proxy {
             gates: Mutex::default(),
             reply_gates: Mutex::default(),
             generation: watch::Sender::new(0),
+            open: watch::Sender::new(0),
         });
         let serving = Arc::clone(&shared);
         let (address, accepting) = runtime::run(async move {
@@ -95,12 +106,30 @@ impl Proxy {
         .context("the proxy found no free port on 127.0.0.1")?;
 
         point_to(&mut proxied, address)?;
-        Ok(Proxy { url: proxied.into(), shared, accepting })
+        Ok(Proxy { url: proxied.into(), direct: url.to_owned(), shared, accepting })
     }
 
     /// The URL of the database, by way of this proxy. It carries the password: do not print it.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// The URL of the database past this proxy. It carries the password: do not print it.
+    pub fn direct_url(&self) -> &str {
+        &self.direct
+    }
+
+    /// Lets new connections lead to the server and the database that `url` names, as where an address comes to stand for
+    /// another server. User and password of the clients have to be good there. Connections that are open stay as they are.
+    ///
+    /// # Errors
+    /// If `url` names no TCP address or no database.
+    pub fn retarget(&self, url: &str) -> Result<()> {
+        let url = Url::parse(url).ok().context("a proxy needs a URL such as postgres://user@host:port/database")?;
+        let database = url.path().trim_start_matches('/').to_owned();
+        ensure!(!database.is_empty(), "a proxy that is to lead elsewhere needs the name of a database");
+        *lock(&self.shared.upstream) = Upstream { address: address_of(&url)?, database: Some(database) };
+        Ok(())
     }
 
     /// What was executed by way of this proxy.
@@ -117,6 +146,14 @@ impl Proxy {
     /// Cuts every open connection now.
     pub fn cut_all(&self) {
         self.shared.generation.send_modify(|generation| *generation += 1);
+    }
+
+    /// As [`Proxy::cut_all`], and waits until none of them is open any more.
+    pub async fn cut_all_and_wait(&self) {
+        let mut open = self.shared.open.subscribe();
+        self.cut_all();
+        // The sender lives in `self`, so it ends only with the last of them.
+        let _ = open.wait_for(|open| *open == 0).await;
     }
 
     /// Cuts the connection that is about to execute the `nth` statement (from 1, over all connections) that `matches`.
@@ -186,18 +223,20 @@ struct Log {
     round_trips: usize,
     pings: usize,
     connections: usize,
+    identities: usize,
 }
 
 impl Recording {
     /// Every statement that was sent to the server for execution, in order, `BEGIN`, `COMMIT`, pings and look-ups of
-    /// types included. A prepared statement appears each time it is executed. Several statements sent as one text
+    /// types included; not what a store asks of a connection as it opens it, for how many it opens is a matter of luck. A prepared statement appears each time it is executed. Several statements sent as one text
     /// appear as that text.
     pub fn statements(&self) -> Vec<String> {
         lock(&self.log).statements.clone()
     }
 
     /// How often a client has asked the server for something and waited: once per simple query and once per
-    /// synchronisation of the extended protocol, preparing included. Logging on and pings are not counted.
+    /// synchronisation of the extended protocol, preparing included. Logging on, with what is asked then, and pings are not
+    /// counted.
     pub fn round_trips(&self) -> usize {
         lock(&self.log).round_trips
     }
@@ -212,6 +251,11 @@ impl Recording {
     /// How many connections were opened.
     pub fn connections(&self) -> usize {
         lock(&self.log).connections
+    }
+
+    /// How often a connection was asked who the database is, as it was opened.
+    pub fn identities(&self) -> usize {
+        lock(&self.log).identities
     }
 
     /// Forgets what was seen so far.
@@ -358,26 +402,39 @@ impl GateState {
         if *open.borrow_and_update() {
             return;
         }
-        let _waiting = Waiting::new(&self.held);
+        let _waiting = Counted::new(&self.held);
         // The sender lives in `self`, so the only way out is the gate's opening.
         let _ = open.wait_for(|open| *open).await;
     }
 }
 
-/// Counts a statement as held for as long as it exists, also when its connection is cut.
-struct Waiting<'a>(&'a watch::Sender<usize>);
+/// Counts something for as long as it exists: a statement that is held, a connection that is open. Also when its connection
+/// is cut.
+struct Counted<'a>(&'a watch::Sender<usize>);
 
-impl<'a> Waiting<'a> {
-    fn new(held: &'a watch::Sender<usize>) -> Self {
-        held.send_modify(|held| *held += 1);
-        Waiting(held)
+impl<'a> Counted<'a> {
+    fn new(count: &'a watch::Sender<usize>) -> Self {
+        count.send_modify(|count| *count += 1);
+        Counted(count)
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for Counted<'_> {
     fn drop(&mut self) {
-        self.0.send_modify(|held| *held -= 1);
+        self.0.send_modify(|count| *count -= 1);
     }
+}
+
+/// Where a URL leads.
+fn address_of(url: &Url) -> Result<(String, u16)> {
+    let host = match url.host() {
+        // A folder in place of a name is a socket, and its slashes are escaped.
+        Some(url::Host::Domain(name)) if !name.is_empty() && !name.contains('%') => name.to_owned(),
+        Some(url::Host::Ipv4(address)) => address.to_string(),
+        Some(url::Host::Ipv6(address)) => address.to_string(),
+        Some(url::Host::Domain(_)) | None => bail!("a proxy needs a server reached over TCP, not a unix socket"),
+    };
+    Ok((host, url.port().unwrap_or(5432)))
 }
 
 fn point_to(url: &mut Url, address: SocketAddr) -> Result<()> {
@@ -401,6 +458,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
             Ok((client, _)) => {
                 let shared = Arc::clone(&shared);
                 runtime::spawn(async move {
+                    let _open = Counted::new(&shared.open);
                     let mut generation = shared.generation.subscribe();
                     generation.mark_unchanged();
                     tokio::select! {
@@ -434,10 +492,16 @@ async fn serve(client: TcpStream, shared: &Shared) -> std::io::Result<()> {
         }
     };
 
-    let server = TcpStream::connect((shared.upstream.0.as_str(), shared.upstream.1)).await?;
+    let upstream = lock(&shared.upstream).clone();
+    let server = TcpStream::connect((upstream.address.0.as_str(), upstream.address.1)).await?;
     server.set_nodelay(true)?;
     let (from_server, mut to_server) = server.into_split();
-    to_server.write_all(&first).await?;
+    match upstream.database {
+        Some(database) if first.get(4..8) != Some(CANCEL_REQUEST) => {
+            to_server.write_all(&with_database(&first, &database)).await?;
+        }
+        Some(_) | None => to_server.write_all(&first).await?,
+    }
     if first.get(4..8) == Some(CANCEL_REQUEST) {
         return Ok(());
     }
@@ -507,6 +571,7 @@ async fn forward_requests(
             _ => None,
         };
 
+        let logs_on = executed.as_deref().is_some_and(is_identity);
         if let Some(sql) = executed {
             let gate = lock(&shared.gates).iter().find(|gate| (gate.matches)(&sql)).cloned();
             if let Some(gate) = gate {
@@ -528,14 +593,19 @@ async fn forward_requests(
                 let passed = 1 + connection.synced.load(Ordering::SeqCst);
                 *lock(&connection.held_reply) = Some((passed, gate));
             }
-            lock(&shared.recording.log).statements.push(sql);
+            let mut log = lock(&shared.recording.log);
+            match logs_on {
+                true => log.identities += 1,
+                false => log.statements.push(sql),
+            }
         }
         if matches!(kind, b'Q' | b'S') {
             connection.synced.fetch_add(1, Ordering::SeqCst);
             let mut log = lock(&shared.recording.log);
-            match kind == b'S' && idle {
-                true => log.pings += 1,
-                false => log.round_trips += 1,
+            match (kind == b'S' && idle, logs_on) {
+                (true, _) => log.pings += 1,
+                (false, true) => (),
+                (false, false) => log.round_trips += 1,
             }
         }
         idle = matches!(kind, b'Q' | b'S' | b'p');
@@ -601,6 +671,25 @@ async fn forward_answers(
             }
         }
     }
+}
+
+/// The packet that opens a session, with another database: pairs of names and values after length and version.
+fn with_database(packet: &[u8], database: &str) -> Vec<u8> {
+    let mut changed = packet[..8].to_vec();
+    let mut rest = &packet[8..];
+    while let (name @ [_, ..], after) = text(rest) {
+        let (value, after) = text(after);
+        let value = if name == b"database" { database.as_bytes() } else { value };
+        for part in [name, value] {
+            changed.extend_from_slice(part);
+            changed.push(0);
+        }
+        rest = after;
+    }
+    changed.push(0);
+    let length = u32::try_from(changed.len()).unwrap_or(u32::MAX).to_be_bytes();
+    changed[..4].copy_from_slice(&length);
+    changed
 }
 
 /// Reads a packet without a type: length, code, contents.

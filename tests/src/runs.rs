@@ -10,10 +10,11 @@ use chrono::{DateTime, TimeZone, Utc};
 use sea_orm::{ActiveEnum, ColumnTrait, EntityTrait, QueryFilter, QueryOrder};
 use serde_json::json;
 use store::{
-    BatchId, CancelRun, Clock, CompleteAttemptSuccess, Config, CreateRun, CreateRunOutcome, CreatedRun, DatabaseConfig,
-    Environment, EnvironmentType, ExecutionStatus, ExpireRun, FailRunPermanently, FailedStatus, Idempotency, KeyScope,
-    LockRunToWorker, NewRun, Parent, Payload, Read, Residency, Run, RunId, RunStatus, RunStore, Schedule, Snapshot,
-    SnapshotDetails, SnapshotId, StartAttempt, Token, Trace, Transition, Usage, Version, Waitpoint, WaitpointId,
+    BatchId, CancelRun, Clock, CompleteAttemptSuccess, Config, ControlPlane, CreateRun, CreateRunOutcome, CreatedRun,
+    DatabaseConfig, Environment, EnvironmentType, ExecutionStatus, ExpireRun, FailRunPermanently, FailedStatus,
+    Idempotency, KeyScope, LockRunToWorker, NewRun, Parent, Payload, PgRunStore, Read, Residency, Run, RunId,
+    RunStatus, RunStore, Schedule, Snapshot, SnapshotDetails, SnapshotId, StartAttempt, Token, Trace, Transition,
+    Usage, Version, Waitpoint, WaitpointId,
 };
 
 use crate::{Both, Databases, Side};
@@ -122,7 +123,7 @@ impl Stores {
     pub async fn with_defaults(&self) -> Result<[Home<'_>; 3]> {
         let databases = &self.databases;
         let split = store::connect(&split_config(|side| databases.url(side))?).await?;
-        let single = store::connect(&Config::single(database_config(databases.control_plane_url())?)).await?;
+        let single = single_store(&Config::single(database_config(databases.control_plane_url())?)).await?;
         Ok([
             Home::new("control plane of a split", Arc::clone(&split), Side::ControlPlane, databases),
             Home::new("run-ops of a split", split, Side::RunOps, databases),
@@ -718,5 +719,24 @@ pub fn status_label(status: RunStatus) -> String {
 pub async fn split_over(proxies: &Both<crate::Proxy>, change: impl FnOnce(&mut Config)) -> Result<Arc<dyn RunStore>> {
     let mut config = split_config(|side| proxies.get(side).url())?;
     change(&mut config);
+    // So that no create sends more than another.
+    crate::pair(proxies.control_plane.direct_url(), proxies.run_ops.direct_url()).await?;
     Ok(store::connect(&config).await?)
+}
+
+/// A store over the control plane alone, also where runs live elsewhere too, which start-up refuses: for tests that compare
+/// both kinds of store over the same databases.
+///
+/// # Errors
+/// If the store cannot be built.
+pub async fn single_store(config: &Config) -> Result<Arc<dyn RunStore>> {
+    let store = PgRunStore::<ControlPlane>::connect(&config.control_plane).await?.with_clock(Arc::clone(&config.clock));
+    let store = match &config.hook {
+        Some(hook) => store.with_hook(Arc::clone(hook)),
+        None => store,
+    };
+    Ok(match &config.guard {
+        Some(guard) => Arc::new(store.with_guard(Arc::clone(guard))),
+        None => Arc::new(store),
+    })
 }

@@ -7,7 +7,7 @@ use store::{Config, RunStore};
 
 use crate::{
     Both, Databases, Proxy, Side,
-    runs::{Home, database_config, split_config},
+    runs::{Home, database_config, single_store, split_config},
 };
 
 /// A store that reaches its databases by way of proxies of its own.
@@ -30,8 +30,11 @@ impl<'a> Wired<'a> {
     /// If a proxy cannot be started or the store cannot be built.
     pub async fn split(databases: &'a Databases, change: impl FnOnce(&mut Config)) -> Result<Self> {
         let proxies = databases.behind_proxies().await?;
-        let config = split_config(|side| proxies.get(side).url())?;
-        Self::connected(databases, proxies, config, change).await
+        let mut config = split_config(|side| proxies.get(side).url())?;
+        change(&mut config);
+        // So that no create sends more than another.
+        crate::pair(databases.control_plane_url(), databases.run_ops_url()).await?;
+        Ok(Wired { databases, store: store::connect(&config).await?, proxies })
     }
 
     /// A store over the control plane's database alone. There is a proxy in front of the other, to see that nobody
@@ -41,18 +44,9 @@ impl<'a> Wired<'a> {
     /// As [`Wired::split`].
     pub async fn single(databases: &'a Databases, change: impl FnOnce(&mut Config)) -> Result<Self> {
         let proxies = databases.behind_proxies().await?;
-        let config = Config::single(database_config(proxies.control_plane.url())?);
-        Self::connected(databases, proxies, config, change).await
-    }
-
-    async fn connected(
-        databases: &'a Databases,
-        proxies: Both<Proxy>,
-        mut config: Config,
-        change: impl FnOnce(&mut Config),
-    ) -> Result<Self> {
+        let mut config = Config::single(database_config(proxies.control_plane.url())?);
         change(&mut config);
-        Ok(Wired { databases, store: store::connect(&config).await?, proxies })
+        Ok(Wired { databases, store: single_store(&config).await?, proxies })
     }
 
     /// The store.

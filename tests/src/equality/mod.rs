@@ -39,9 +39,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result, bail};
-use chrono::{DateTime, Utc};
 use proptest::test_runner::{Config as Cases, TestCaseError, TestError, TestRng, TestRunner};
-use store::{Clock, Config, ControlPlane, PgRunStore, Residency, RunOps, RunStore};
+use provision::{BouncerOptions, PgBouncer};
+use store::{Config, ControlPlane, PgRunStore, Residency, RunOps, RunStore};
 use tokio::runtime::Runtime;
 
 pub use coverage::Coverage;
@@ -50,9 +50,11 @@ use play::{Answer, Player};
 use steps::{Step, What};
 use world::{Named, RunSlot, WaitpointSlot, Which, World};
 
+use crate::clock::Hands;
+use crate::pooled::pooled;
 use crate::runs::{database_config, moment, split_config};
 use crate::runtime::lock;
-use crate::{Databases, Side};
+use crate::{Both, Databases, Side};
 
 /// Steps of a sequence.
 pub const STEPS: usize = 50;
@@ -60,21 +62,13 @@ pub const STEPS: usize = 50;
 /// How long a sequence that fails is shrunk.
 const SHRINK_MILLISECONDS: u32 = 90_000;
 
-/// A clock whose hands the test turns.
-#[derive(Debug)]
-struct Hands(Mutex<DateTime<Utc>>);
-
-impl Clock for Hands {
-    fn now(&self) -> DateTime<Utc> {
-        *lock(&self.0)
-    }
-}
-
 /// The store over two databases that is compared.
 #[derive(Clone, Copy, Debug)]
 pub enum Subject {
     /// The one that [`store::connect`] gives.
     Connected,
+    /// As [`Subject::Connected`], with both databases behind PgBouncer in transaction mode.
+    Pooled,
     /// One whose calls go through a [`FaultStore`].
     Through(Option<Fault>),
 }
@@ -94,6 +88,8 @@ pub struct Arena {
     split: Arc<dyn RunStore>,
     of_single: Databases,
     of_split: Arc<Databases>,
+    /// What is between the split and its databases.
+    _bouncers: Option<Both<PgBouncer>>,
     links: LostLinks,
     clock: Arc<Hands>,
     sequences: AtomicU32,
@@ -116,15 +112,26 @@ impl Arena {
         let (of_single, of_split) = tokio::try_join!(Databases::fresh(), Databases::fresh())?;
         let of_split = Arc::new(of_split);
         let links = LostLinks::of(Arc::clone(&of_split));
-        let clock = Arc::new(Hands(Mutex::new(moment(0))));
+        let clock = Arc::new(Hands::at(moment(0)));
         let mut config = Config::single(database_config(of_single.control_plane_url())?);
         config.clock = Arc::<Hands>::clone(&clock);
         let single = store::connect(&config).await?;
 
-        let mut config = split_config(|side| of_split.url(side))?;
+        let bouncers = match subject {
+            Subject::Pooled => Some(of_split.behind_poolers(BouncerOptions::default()).await?),
+            Subject::Connected | Subject::Through(_) => None,
+        };
+        let urls = Both::from_fn(|side| match &bouncers {
+            Some(bouncers) => bouncers.get(side).url(of_split.name(side)),
+            None => of_split.url(side).to_owned(),
+        });
+        let mut config = split_config(|side| urls.get(side))?;
+        if bouncers.is_some() {
+            pooled(&mut config);
+        }
         config.clock = Arc::<Hands>::clone(&clock);
         let split = match subject {
-            Subject::Connected => store::connect(&config).await?,
+            Subject::Connected | Subject::Pooled => store::connect(&config).await?,
             Subject::Through(fault) => through(&config, fault, links.clone()).await?,
         };
         Ok(Arena {
@@ -132,11 +139,12 @@ impl Arena {
             split,
             of_single,
             of_split,
+            _bouncers: bouncers,
             links,
             clock,
             sequences: AtomicU32::new(1),
             // What is broken on purpose need not be looked for.
-            shrinks: if matches!(subject, Subject::Connected) { 1_000 } else { 0 },
+            shrinks: if matches!(subject, Subject::Through(_)) { 0 } else { 1_000 },
             coverage: Mutex::default(),
         })
     }
@@ -229,7 +237,7 @@ impl Arena {
         let players = Which::ALL.map(|which| self.player(which));
         for (number, step) in steps.iter().enumerate() {
             world.step += 1;
-            *lock(&self.clock.0) = world.now();
+            self.clock.turn_to(world.now());
             self.step(&mut world, &players, &mut texts, step)
                 .await
                 .with_context(|| format!("step {number}, {step:?}"))?;

@@ -16,11 +16,11 @@ use tests::runs::{Stores, created, environment, new_run, residency_of, side_of};
 use tests::wired::{Wired, WiredStores, connections};
 use tests::{Databases, Side};
 
-const KEY: &str = "k";
+pub(crate) const KEY: &str = "k";
 const TASK: &str = "hello-world";
 
 /// How many rounds creators race freely.
-fn rounds() -> usize {
+pub(crate) fn rounds() -> usize {
     let asked_for = std::env::var("RACE_ROUNDS").ok();
     asked_for.map_or(4, |rounds| rounds.parse().expect("RACE_ROUNDS is a number of rounds"))
 }
@@ -55,7 +55,7 @@ fn keyed(side: Side, environment: &Environment) -> NewRun {
     NewRun { idempotency: Some(Idempotency::new(KEY)), ..run }
 }
 
-async fn create(store: &dyn RunStore, run: NewRun) -> Result<CreateRunOutcome, StoreError> {
+pub(crate) async fn create(store: &dyn RunStore, run: NewRun) -> Result<CreateRunOutcome, StoreError> {
     store.create_run(CreateRun::queued(run)).await
 }
 
@@ -87,14 +87,14 @@ async fn live(databases: &Databases, environment: &Environment) -> Result<Vec<Ru
     Ok(runs)
 }
 
-async fn the_only_live(databases: &Databases, environment: &Environment) -> Result<RunId> {
+pub(crate) async fn the_only_live(databases: &Databases, environment: &Environment) -> Result<RunId> {
     let live = live(databases, environment).await?;
     ensure!(live.len() == 1, "there should be one live run, not {live:?}");
     Ok(live[0])
 }
 
 /// The run that an answer names.
-fn named(outcome: &CreateRunOutcome) -> Result<RunId> {
+pub(crate) fn named(outcome: &CreateRunOutcome) -> Result<RunId> {
     match outcome {
         CreateRunOutcome::Created(made) => Ok(made.value.run.id.parse()?),
         CreateRunOutcome::IdempotencyKeyTaken { winner } => winner.context("the winner is not named"),
@@ -102,7 +102,7 @@ fn named(outcome: &CreateRunOutcome) -> Result<RunId> {
     }
 }
 
-fn is_created(outcome: &CreateRunOutcome) -> bool {
+pub(crate) fn is_created(outcome: &CreateRunOutcome) -> bool {
     matches!(outcome, CreateRunOutcome::Created(_))
 }
 

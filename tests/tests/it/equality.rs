@@ -106,6 +106,11 @@ fn a_split_answers_and_stores_what_a_single_database_does() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_split_behind_poolers_answers_and_stores_what_a_single_database_does() -> Result<()> {
+    search_in_vain(Subject::Pooled, 1, 60, &AtomicBool::default()).map(drop)
+}
+
 /// The search has to find out that something is wrong. Returns what it has come to, and how it tells the difference.
 fn check_caught(fault: Fault) -> Result<(Searched, String)> {
     let searched = search(Subject::Through(Some(fault)), 1, FAULTY_SEQUENCES, &AtomicBool::default())?;

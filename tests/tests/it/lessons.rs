@@ -23,7 +23,7 @@ enum Stop {
 use Stop::{Check, Elsewhere, Test, Type};
 
 /// Parts of a system that are not the store's.
-const OTHERS: [&str; 7] = ["resolver", "mint", "gate", "cache", "replication", "application", "naming"];
+const OTHERS: [&str; 4] = ["resolver", "replication", "application", "naming"];
 
 /// All of them, by number.
 #[rustfmt::skip]
@@ -71,14 +71,14 @@ const LESSONS: &[(u32, &str, Stop)] = &[
     (39, "a wait that is tried again does not find its first try", Test("a_key_beside_a_run_is_looked_up_on_the_primary_whatever_is_asked")),
     (40, "a batch cannot be read by whoever has just made it", Test("a_batch_is_ended_by_what_the_replica_does_not_know_yet")),
     (41, "a snapshot that a replica misses is taken for missing", Test("a_known_snapshot_that_the_replica_misses_is_looked_for_twice_and_then_on_the_primary")),
-    (42, "a worker's task is refused because a replica misses it", Elsewhere("resolver")),
+    (42, "a worker's task is refused because a replica misses it", Test("the_primary_answers_whatever_replica_there_is")),
     (43, "a change is announced with a row of before", Type("Transition")),
     (44, "reads are sent to a replica wholesale", Type("Read")),
     (45, "a snapshot is seen without its links", Test("links_that_the_replica_misses_are_read_on_the_primary_and_repeated_places_are_no_miss")),
     (46, "repeated places are taken for missing links", Test("links_that_the_replica_misses_are_read_on_the_primary_and_repeated_places_are_no_miss")),
     (47, "a replica decides where a write goes", Test("a_wait_is_decided_by_what_the_replica_does_not_know_yet")),
     (48, "naming any connection at all asks the primary", Type("Read")),
-    (49, "that something is missing is remembered from a replica", Elsewhere("cache")),
+    (49, "that something is missing is remembered from a replica", Test("a_fresh_environment_is_found_though_the_replica_does_not_have_it_yet")),
     (50, "no test has a replica that lags", Test("a_paused_standby_does_not_see_what_is_committed_until_it_goes_on")),
     // Half of it.
     (51, "a snapshot is committed without its links", Test("a_resume_that_is_cut_off_at_any_step_is_whole_or_nothing")),
@@ -95,9 +95,9 @@ const LESSONS: &[(u32, &str, Stop)] = &[
     (62, "edges are written and counted in one statement", Test("a_completion_between_edge_and_mark_does_not_leave_the_run_asleep")),
     (63, "blocking again piles up edges", Test("blocking_again_changes_nothing_but_the_version_of_the_row")),
     // Twice.
-    (64, "processes learn at different times where runs are made", Elsewhere("mint")),
-    (65, "a change that is taken back at once leaves no defined kind", Elsewhere("mint")),
-    (66, "kind and date of a change come from different places", Elsewhere("mint")),
+    (64, "processes learn at different times where runs are made", Test("creators_with_wrong_clocks_and_stale_flags_make_one_run_while_the_kind_flips")),
+    (65, "a change that is taken back at once leaves no defined kind", Test("only_a_genuine_change_is_stamped_and_with_the_kind_in_force")),
+    (66, "kind and date of a change come from different places", Test("the_organization_then_the_global_flag_then_the_default_decide_each_with_its_own_stamp")),
     (67, "a global key makes a run in each database", Test("of_64_creates_from_both_databases_one_makes_the_run_and_all_others_learn_which")),
     (68, "a key that was cleared is used past the claim", Test("leases_that_are_far_too_short_and_cleared_keys_never_leave_two_live_runs")),
     (69, "a key without a scope is taken for a local one", Test("a_key_that_says_no_scope_is_global")),
@@ -109,8 +109,8 @@ const LESSONS: &[(u32, &str, Stop)] = &[
     (75, "the length of a key is thought to say what it is", Test("a_key_is_cleared_as_it_is_whatever_it_looks_like")),
     (76, "a create that is repeated makes a second run", Test("a_create_that_is_repeated_finds_its_own_run")),
     (77, "two creates of one run end in a fault", Test("an_id_exists_once_and_the_first_run_stays_as_it_is")),
-    (78, "members of a batch are made elsewhere than the batch", Test("parent_root_and_batch_of_the_other_database_are_refused_alike")),
-    (79, "a child is made elsewhere than its parent", Test("parent_root_and_batch_of_the_other_database_are_refused_alike")),
+    (78, "members of a batch are made elsewhere than the batch", Test("the_runs_of_a_batch_stay_together_when_the_kind_flips_half_way")),
+    (79, "a child is made elsewhere than its parent", Test("children_batches_and_their_items_follow_what_they_hang_on_and_ask_nobody")),
     // Too much.
     (80, "relations are read row by row", Test("six_relations_of_1000_runs_are_one_statement_for_each_level_and_database")),
     (81, "a popular token brings all of its runs", Test("a_popular_waitpoint_shows_five_of_its_runs_over_all_databases")),
@@ -157,7 +157,7 @@ const LESSONS: &[(u32, &str, Stop)] = &[
     (118, "what a server cannot tell is asked for again and again", Test("a_role_that_may_not_ask_for_the_cluster_is_told_by_the_identity_alone")),
     (119, "a store routes between two handles of one database", Test("a_single_store_knows_no_second_database_and_costs_no_further_question")),
     (120, "pools are opened that nobody needs", Test("a_split_opens_each_database_once_to_ask_and_its_pools_when_they_are_used")),
-    (121, "a misspelt setting has no effect", Test("the_settings_are_those_that_operators_know")),
+    (121, "a misspelt setting has no effect", Test("parameters_of_an_address_have_an_effect_or_are_refused")),
     (122, "one database's limits bind the other", Type("DatabaseConfig")),
     (123, "something rests on the state of a session", Test("a_read_survives_the_end_of_its_backend_and_a_write_reports_it")),
     (124, "a database is not migrated, or with the other's migrations", Test("the_wrong_migrator_is_refused_and_changes_nothing")),
@@ -166,18 +166,18 @@ const LESSONS: &[(u32, &str, Stop)] = &[
     (127, "a mistake comes back with the next change", Check("fence")),
     (128, "a check passes because it looks at nothing", Test("the_run_ops_schema_has_everything_in_the_numbers_that_are_specified")),
     // The control plane's data.
-    (129, "a run is locked to a version that was replaced", Elsewhere("cache")),
+    (129, "a run is locked to a version that was replaced", Test("what_decides_is_asked_each_time_and_a_promotion_is_seen_by_the_very_next_call")),
     (130, "a run of another tenant is read by its id", Test("a_snapshot_of_another_run_or_environment_is_not_found")),
-    (131, "a worker of another tenant is read by its id", Elsewhere("resolver")),
-    (132, "an invalidation is lost to a load under way", Elsewhere("cache")),
-    (133, "many load at once what has expired", Elsewhere("cache")),
-    (134, "counters are kept for ever", Elsewhere("cache")),
-    (135, "two look-ups remember different things for one key", Elsewhere("cache")),
-    (136, "a switch that cannot be read decides silently", Elsewhere("mint")),
-    (137, "rows name environments that do not exist", Elsewhere("resolver")),
+    (131, "a worker of another tenant is read by its id", Test("a_worker_of_another_environment_is_nobody")),
+    (132, "an invalidation is lost to a load under way", Test("an_invalidation_beats_a_load_whose_answer_is_on_its_way")),
+    (133, "many load at once what has expired", Test("ten_thousand_readers_of_a_cold_key_make_one_load")),
+    (134, "counters are kept for ever", Test("memory_is_bounded_with_a_million_keys")),
+    (135, "two look-ups remember different things for one key", Test("many_versions_are_answered_as_each_by_itself_would_be")),
+    (136, "a switch that cannot be read decides silently", Test("while_flags_cannot_be_read_runs_are_born_in_the_control_plane_and_that_is_counted")),
+    (137, "rows name environments that do not exist", Test("what_nobody_has_made_is_nothing_to_every_question")),
     // Said, and not so.
-    (138, "where a completion goes that could go either way", Test("a_completion_goes_where_the_waitpoint_is")),
-    (139, "which database a read of one run asks", Test("a_point_read_is_one_statement_to_its_database_and_none_to_the_other")),
+    (138, "where a completion goes that could go either way", Test("a_completion_is_for_the_database_of_the_first_rule_that_fits")),
+    (139, "which database a read of one run asks", Test("each_id_is_read_where_it_can_be_and_nowhere_else")),
     (140, "which database a list of ids asks", Test("runs_are_read_by_id_with_one_statement_for_each_database_that_has_ids")),
     (141, "which database a batch is looked for in", Test("a_batch_that_lies_elsewhere_than_its_id_says_is_found_changed_and_ended")),
 ];

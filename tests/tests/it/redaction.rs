@@ -304,7 +304,8 @@ async fn a_connection_that_fails_does_not_say_where_it_led() -> Result<()> {
         assert_eq!((error.kind(), error.change()), (&ErrorKind::Disconnected, Change::Unknown));
         check_hidden("a lost reply", &error, &secrets);
 
-        // One read stands at the gate with the only connection.
+        // One read stands at the gate with the only connection, which is there again.
+        store.find_run(run.id.into(), Read::Primary).await?;
         let gate = proxies.get(side).hold(|_| true);
         let held = tokio::spawn({
             let store = Arc::clone(&store);
@@ -377,7 +378,8 @@ fn a_configuration_does_not_show_its_values() {
     let secret: SecretUrl = url.parse().expect("an address");
     check("an address", format!("{secret:?} {secret:#?}"));
     let mut database = database_config(url).expect("an address");
-    database.replica_url = Some(secret);
+    database.replica_url = Some(secret.clone());
+    database.direct_url = Some(secret);
     check("a database", format!("{database:?} {database:#?}"));
     let config = Config::split(database.clone(), database);
     check("a configuration", format!("{config:?} {config:#?}"));

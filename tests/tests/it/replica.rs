@@ -29,12 +29,12 @@ fn with_replicas(pair: &LaggingPair, sides: &[Side]) -> impl Fn(&mut Config) {
 }
 
 /// Stores over both databases, and over the control plane's alone, with all of their replicas.
-async fn with_both_replicas(pair: &LaggingPair) -> Result<WiredStores<'_>> {
+pub(crate) async fn with_both_replicas(pair: &LaggingPair) -> Result<WiredStores<'_>> {
     WiredStores::over(pair.databases(), with_replicas(pair, &Side::ALL)).await
 }
 
 /// Stops both standbys where they are; they show all that was committed before.
-async fn pause_caught_up(pair: &LaggingPair) -> Result<()> {
+pub(crate) async fn pause_caught_up(pair: &LaggingPair) -> Result<()> {
     for side in Side::ALL {
         pair.wait_caught_up(side).await?;
         pair.pause_replay(side).await?;

@@ -7,9 +7,7 @@ use sea_orm::{ConnectionTrait, Database, DatabaseConnection};
 use store::{
     CONTROL_PLANE_SCHEMA_VERSION, Config, ConfigError, ControlPlane, DatabaseConfig, Endpoint, PgRunStore, Policy,
     RUN_OPS_SCHEMA_VERSION, Read, Residency, RoutingRunStore, RunId, RunOps, RunStore, SecretUrl, TopologyError,
-    topology::{
-        CONTROL_PLANE_DATABASE_URL, CONTROL_PLANE_REPLICA_URL, RUN_OPS_DATABASE_URL, RUN_OPS_REPLICA_URL, RUN_OPS_SPLIT,
-    },
+    topology::{CONTROL_PLANE_DATABASE_URL, CONTROL_PLANE_DIRECT_URL, RUN_OPS_DATABASE_URL, RUN_OPS_SPLIT},
 };
 use tests::{
     Both, Databases, LaggingPair, Proxy, Side,
@@ -94,6 +92,8 @@ async fn check_refused(databases: &Databases, config: &Config, expected: Topolog
 fn keys(error: &TopologyError) -> Vec<&'static str> {
     match error {
         TopologyError::SameDatabase => vec![CONTROL_PLANE_DATABASE_URL, RUN_OPS_DATABASE_URL],
+        TopologyError::ForeignDirectAddress => vec![CONTROL_PLANE_DIRECT_URL],
+        TopologyError::RunsElsewhere => vec![RUN_OPS_SPLIT],
         TopologyError::Unreachable(endpoint)
         | TopologyError::Authentication(endpoint)
         | TopologyError::DatabaseMissing(endpoint)
@@ -105,7 +105,8 @@ fn keys(error: &TopologyError) -> Vec<&'static str> {
         | TopologyError::WrongDatabase { endpoint, .. }
         | TopologyError::NotAPrimary(endpoint)
         | TopologyError::NotAReplica(endpoint)
-        | TopologyError::ForeignReplica(endpoint) => vec![endpoint.key()],
+        | TopologyError::ForeignReplica(endpoint)
+        | TopologyError::PairedElsewhere(endpoint) => vec![endpoint.key()],
         other => panic!("which settings is this about? {other:?}"),
     }
 }
@@ -165,79 +166,6 @@ async fn a_split_over_two_databases_and_a_single_store_over_one_are_built() -> R
     Ok(())
 }
 
-/// Where runs live.
-#[derive(Debug, PartialEq, Eq)]
-enum Mode {
-    /// In one database.
-    Single,
-    /// In two.
-    Split,
-}
-
-#[test]
-fn a_setting_that_is_missing_or_malformed_is_named() {
-    const HERE: &str = "postgres://someone:secret@localhost:1/somewhere";
-    let missing = |key| Err(ConfigError::Missing { key });
-    let malformed = |key| Err(ConfigError::NotAnAddress { key });
-    let cases = [
-        ("nothing", vec![], missing(CONTROL_PLANE_DATABASE_URL)),
-        ("only run-ops", vec![(RUN_OPS_DATABASE_URL, HERE)], missing(CONTROL_PLANE_DATABASE_URL)),
-        ("blanks", vec![(CONTROL_PLANE_DATABASE_URL, "  ")], missing(CONTROL_PLANE_DATABASE_URL)),
-        ("one database", vec![(CONTROL_PLANE_DATABASE_URL, HERE)], Ok(Mode::Single)),
-        (
-            "two, and no word of a split",
-            vec![(CONTROL_PLANE_DATABASE_URL, HERE), (RUN_OPS_DATABASE_URL, HERE)],
-            Ok(Mode::Single),
-        ),
-        (
-            "two, split off",
-            vec![(CONTROL_PLANE_DATABASE_URL, HERE), (RUN_OPS_DATABASE_URL, HERE), (RUN_OPS_SPLIT, "off")],
-            Ok(Mode::Single),
-        ),
-        (
-            "two, split on",
-            vec![(CONTROL_PLANE_DATABASE_URL, HERE), (RUN_OPS_DATABASE_URL, HERE), (RUN_OPS_SPLIT, "on")],
-            Ok(Mode::Split),
-        ),
-        (
-            "split on, one database",
-            vec![(CONTROL_PLANE_DATABASE_URL, HERE), (RUN_OPS_SPLIT, "on")],
-            missing(RUN_OPS_DATABASE_URL),
-        ),
-        (
-            "a switch in other words",
-            vec![(CONTROL_PLANE_DATABASE_URL, HERE), (RUN_OPS_SPLIT, "yes")],
-            Err(ConfigError::NotASwitch { key: RUN_OPS_SPLIT }),
-        ),
-        ("no address", vec![(CONTROL_PLANE_DATABASE_URL, "here")], malformed(CONTROL_PLANE_DATABASE_URL)),
-        (
-            "the address of another kind of server",
-            vec![(CONTROL_PLANE_DATABASE_URL, "mysql://someone:secret@localhost/somewhere")],
-            malformed(CONTROL_PLANE_DATABASE_URL),
-        ),
-        (
-            "a port that is none",
-            vec![(CONTROL_PLANE_DATABASE_URL, HERE), (RUN_OPS_DATABASE_URL, "postgres://localhost:99999/somewhere")],
-            malformed(RUN_OPS_DATABASE_URL),
-        ),
-        (
-            "a replica's address that is none",
-            vec![(CONTROL_PLANE_DATABASE_URL, HERE), (CONTROL_PLANE_REPLICA_URL, "here")],
-            malformed(CONTROL_PLANE_REPLICA_URL),
-        ),
-        (
-            "a run-ops replica's address that is none",
-            vec![(CONTROL_PLANE_DATABASE_URL, HERE), (RUN_OPS_DATABASE_URL, HERE), (RUN_OPS_REPLICA_URL, "here")],
-            malformed(RUN_OPS_REPLICA_URL),
-        ),
-    ];
-    for (name, set, expected) in cases {
-        let variable = |key: &str| set.iter().find(|(name, _)| *name == key).map(|(_, value)| (*value).to_owned());
-        let mode = |config: Config| if config.run_ops.is_some() { Mode::Split } else { Mode::Single };
-        assert_eq!(Config::from_variables(variable).map(mode), expected, "{name}");
-    }
-}
-
 #[test]
 fn what_is_refused_is_said_with_the_setting_and_what_to_do() {
     use TopologyError::*;
@@ -259,6 +187,10 @@ fn what_is_refused_is_said_with_the_setting_and_what_to_do() {
         NotAPrimary(CONTROL_PLANE),
         NotAReplica(CONTROL_PLANE_REPLICA),
         ForeignReplica(RUN_OPS_REPLICA),
+        ForeignDirectAddress,
+        RunsElsewhere,
+        PairedElsewhere(RUN_OPS),
+        Configuration(ConfigError::NotASwitch { key: RUN_OPS_SPLIT }),
     ];
     insta::assert_snapshot!(errors.map(|error| error.to_string()).join("\n"), @r"
     a router needs exactly one store for the run-ops database
@@ -277,6 +209,10 @@ fn what_is_refused_is_said_with_the_setting_and_what_to_do() {
     the control plane database is a standby and takes no writes; CONTROL_PLANE_DATABASE_URL must name a primary
     the control plane replica is not a standby; CONTROL_PLANE_REPLICA_URL must name a replica, or be left out
     the run-ops replica does not follow its primary; RUN_OPS_REPLICA_URL must name a replica of it
+    CONTROL_PLANE_DIRECT_URL does not lead to the control plane database; it must name its primary, past any pooler, or be left out
+    runs live in the run-ops database too; turn RUN_OPS_SPLIT on, or end the split with `store::topology::end_split`
+    the run-ops database is paired with another database than the other address leads to; correct RUN_OPS_DATABASE_URL, or the other one
+    RUN_OPS_SPLIT must be on or off
     ");
 }
 
@@ -612,7 +548,9 @@ async fn a_replica_has_to_be_a_standby_of_its_own_primary() -> Result<()> {
         of(&mut config, side).replica_url = Some(secret(pair.replica_url(side)));
         connect(&config).await?;
 
-        of(&mut config, side).replica_url = Some(secret(databases.url(side)));
+        // The primary by another address.
+        let primary = Proxy::start(databases.url(side)).await?;
+        of(&mut config, side).replica_url = Some(secret(primary.url()));
         check_refused(databases, &config, TopologyError::NotAReplica(replica)).await?;
 
         // Of the database of the other kind.
@@ -623,6 +561,35 @@ async fn a_replica_has_to_be_a_standby_of_its_own_primary() -> Result<()> {
         let mut config = split(databases);
         of(&mut config, side).url = secret(pair.replica_url(side));
         check_refused(databases, &config, TopologyError::NotAPrimary(primary_of(side))).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_address_for_listening_has_to_lead_to_the_same_primary() -> Result<()> {
+    let pair = LaggingPair::acquire().await?;
+    let (databases, others) = (pair.databases(), Databases::fresh().await?);
+    pair.wait_caught_up(Side::ControlPlane).await?;
+    let proxy = Proxy::start(databases.control_plane_url()).await?;
+    let mut config = split_of(proxy.url(), databases.run_ops_url());
+    config.control_plane.direct_url = Some(secret(databases.control_plane_url()));
+    connect(&config).await?;
+
+    proxy.refuse_connections(true);
+    let elsewhere = [
+        others.control_plane_url(),
+        databases.run_ops_url(),
+        pair.replica_url(Side::ControlPlane),
+        // Nobody answers.
+        proxy.url(),
+    ];
+    for url in elsewhere {
+        let mut config = split(databases);
+        config.control_plane.direct_url = Some(secret(url));
+        check_refused(databases, &config, TopologyError::ForeignDirectAddress).await?;
+        // Where nobody listens it does not matter.
+        config.run_ops = None;
+        connect(&config).await?;
     }
     Ok(())
 }
@@ -684,8 +651,12 @@ async fn a_single_store_knows_no_second_database_and_costs_no_further_question()
     recording.check_statements(3);
     assert_eq!(recording.connections(), 1);
 
+    // The pool's connection says once who it leads to.
     let run: RunId = RunId::mint(Residency::ControlPlane);
+    recording.reset();
     runs.find_run(run.into(), Read::Primary).await?;
+    recording.check_statements(1);
+    assert_eq!((recording.identities(), recording.connections()), (1, 1));
     recording.reset();
     runs.find_run(run.into(), Read::Primary).await?;
     recording.check_statements(1);
@@ -709,18 +680,4 @@ async fn a_split_opens_each_database_once_to_ask_and_its_pools_when_they_are_use
         assert!(recording.statements().iter().all(|sql| sql.starts_with("SELECT")), "{recording:?}");
     }
     Ok(())
-}
-
-#[test]
-fn the_settings_are_those_that_operators_know() {
-    let keys = [
-        (CONTROL_PLANE, "CONTROL_PLANE_DATABASE_URL"),
-        (CONTROL_PLANE_REPLICA, "CONTROL_PLANE_REPLICA_URL"),
-        (RUN_OPS, "RUN_OPS_DATABASE_URL"),
-        (RUN_OPS_REPLICA, "RUN_OPS_REPLICA_URL"),
-    ];
-    for (endpoint, key) in keys {
-        assert_eq!(endpoint.key(), key);
-    }
-    assert_eq!(RUN_OPS_SPLIT, "RUN_OPS_SPLIT");
 }

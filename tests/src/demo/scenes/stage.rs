@@ -3,7 +3,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex},
+    sync::Arc,
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -21,24 +21,14 @@ use store::{
 use super::same;
 use crate::{
     Both,
+    clock::Hands,
     demo::{
         ledger::Expected,
         world::{Place, SCENES_QUEUE, SCENES_TASK},
     },
     moves::run_of,
     runs::split_config,
-    runtime::lock,
 };
-
-/// A clock that goes on when it is turned, and not before.
-#[derive(Debug)]
-struct Hands(Mutex<DateTime<Utc>>);
-
-impl Clock for Hands {
-    fn now(&self) -> DateTime<Utc> {
-        *lock(&self.0)
-    }
-}
 
 /// A run, as the last write returned it.
 pub(super) struct Actor {
@@ -79,7 +69,7 @@ pub(super) struct Stage<'a> {
 impl<'a> Stage<'a> {
     pub(super) async fn set(urls: &Both<String>, place: &'a Place) -> Result<Self> {
         let curtain = Utc.with_ymd_and_hms(2026, 8, 1, 9, 0, 0).single().context("UTC has no gaps")?;
-        let clock = Arc::new(Hands(Mutex::new(curtain)));
+        let clock = Arc::new(Hands::at(curtain));
         let mut config = split_config(|side| urls.get(side))?;
         config.clock = Arc::clone(&clock) as Arc<dyn Clock>;
         Ok(Stage {
@@ -105,7 +95,7 @@ impl<'a> Stage<'a> {
     /// Turns the clock on, and does the jobs that are due then.
     pub(super) async fn turn(&mut self, by: TimeDelta) -> Result<()> {
         let now = self.now() + by;
-        *lock(&self.clock.0) = now;
+        self.clock.turn_to(now);
         let due: Vec<Job> = self.jobs.iter().filter(|(_, at)| **at <= now).map(|(job, _)| job.clone()).collect();
         for job in due {
             self.jobs.remove(&job);

@@ -21,7 +21,7 @@ use store::{
     BatchExpiry, CancelRun, Config, CreateRun, ErrorKind, ExecutionStatus, ExpireRunOutcome, RunId, RunStatus,
     RunStore, SkipReason, Snapshot, SnapshotDetails, SnapshotId, StartAttempt, StoreError, WaitpointId,
 };
-use tests::proxy::is_commit;
+use tests::proxy::{is_commit, is_identity};
 use tests::runs::{
     Home, Seeded, Stores, cancellation, complete_from, created, current, expiry, fail_from, lock_to_worker, start_from,
 };
@@ -554,7 +554,8 @@ async fn leave_at_each_statement(stores: &WiredStores<'_>, mode: Mode) -> Result
                 let what = || format!("{home}, {mode}: {left:?}, left at statement {nth}");
                 let runs = left.prepare(&home).await?;
                 let seen = AtomicUsize::new(0);
-                let gate = wired.proxy(home.side()).hold(move |_| seen.fetch_add(1, Ordering::SeqCst) + 1 == nth);
+                let is_due = move |sql: &str| !is_identity(sql) && seen.fetch_add(1, Ordering::SeqCst) + 1 == nth;
+                let gate = wired.proxy(home.side()).hold(is_due);
                 select! {
                     done = left.carry_out(&home, &runs) => panic!("{}: it came to its end: {done:?}", what()),
                     held = gate.held(1) => held.with_context(what)?,
