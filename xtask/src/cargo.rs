@@ -52,6 +52,17 @@ pub(crate) fn exit_code(status: ExitStatus) -> ExitCode {
     code.and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from)
 }
 
+/// Builds and runs a binary of `tests` with the arguments that were given to this command, and returns its exit code.
+///
+/// Errors: cargo cannot be started.
+pub(crate) async fn run_binary(name: &str) -> anyhow::Result<ExitCode> {
+    let _interrupts = survive_interrupts()?;
+    let mut command = cargo();
+    // Cargo reports its progress: the first build takes a while.
+    command.args(["run", "--locked", "--bin", name, "--"]).args(arguments());
+    Ok(exit_code(run(command).await?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

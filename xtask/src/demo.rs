@@ -17,9 +17,5 @@ pub(crate) struct Args {
 ///
 /// Errors: cargo cannot be started.
 pub(crate) async fn run(_: &Args) -> anyhow::Result<ExitCode> {
-    let _interrupts = cargo::survive_interrupts()?;
-    let mut demo = cargo::cargo();
-    // Cargo reports its progress: the first build takes a while.
-    demo.args(["run", "--locked", "--bin", "demo", "--"]).args(cargo::arguments());
-    Ok(cargo::exit_code(cargo::run(demo).await?))
+    cargo::run_binary("demo").await
 }

@@ -17,9 +17,5 @@ pub(crate) struct Args {
 ///
 /// Errors: cargo cannot be started.
 pub(crate) async fn run(_: &Args) -> anyhow::Result<ExitCode> {
-    let _interrupts = cargo::survive_interrupts()?;
-    let mut doctor = cargo::cargo();
-    // Cargo reports its progress: the first build takes a while.
-    doctor.args(["run", "--locked", "--bin", "doctor", "--"]).args(cargo::arguments());
-    Ok(cargo::exit_code(cargo::run(doctor).await?))
+    cargo::run_binary("doctor").await
 }
