@@ -67,8 +67,8 @@ fn trigger(table: &str, event: &str) -> String {
 /// The function of all triggers; they give it the letter of their table and the column of its key.
 ///
 /// A statement is told in one notification, or several where that would be longer than the server takes (8,000 bytes).
-/// Above ten, or where a key cannot be told (for it has a comma in it, or is too long), it is `*`. Notifying must never
-/// fail: it would take the change with it.
+/// Above ten, or where a key cannot be told (for it has a comma in it, or is too long), it is `*`. What cannot be told
+/// must not fail, for it would take the change with it; only a queue of notifications that is full still does.
 ///
 /// The search path is fixed, for whoever fires a trigger may have another; the transition tables are found in any.
 pub(crate) const CREATE_FUNCTION: &str = r#"

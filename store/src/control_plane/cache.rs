@@ -173,7 +173,8 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Slot<K, V> {
 
     /// The answer to `key`: a kept one that holds, or what `ask` answers.
     ///
-    /// An invalidation that was made before the call is in the answer, also if a load was under way when it was made.
+    /// What was loaded before an invalidation that was made before the call is not the answer, also if that load was under
+    /// way when it was made.
     /// Errors: those of `ask`, for all calls that share the load.
     pub(crate) async fn get<F, A>(&self, key: K, ask: F) -> Result<Option<V>>
     where

@@ -34,7 +34,8 @@ const LOCKED_WORKERS: &str = "resolve_run_locked_workers";
 /// is told.
 ///
 /// Whoever changes a row in this process can [invalidate](CachedResolver::invalidate_environment) it at once; other
-/// processes are told by the database. A call that comes after an invalidation is never given an older answer.
+/// processes are told by the database. A call that comes after an invalidation is never given what was
+/// kept before it; how far a replica may lag is [`CacheConfig::writer_after_invalidation`].
 #[derive(Debug)]
 pub struct CachedResolver {
     questions: Questions,

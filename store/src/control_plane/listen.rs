@@ -43,7 +43,8 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_
 /// Whether the changes of other processes are heard of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ListenerStatus {
-    /// They are. What was kept holds no longer once a change of it was committed.
+    /// They are. What was kept holds no longer once a change of it was committed and heard of, which takes a moment. This
+    /// is of the server that the connection was opened to: if a fail-over leaves that one running, it is not noticed.
     Listening,
     /// They are not at the moment: nothing is kept, and every call asks the primary.
     Disconnected,

@@ -98,7 +98,8 @@ pub trait ControlPlaneResolver: Send + Sync + fmt::Debug {
     /// Errors: those of reading a database; never "not found".
     async fn resolve_pending_version(&self, worker: &WorkerId) -> Result<Option<PendingVersion>>;
 
-    /// Passes if the environment is there. Asked before a run or batch is created, in place of a foreign key.
+    /// Passes if the environment is there. In place of a foreign key: whoever creates a run or a batch asks first,
+    /// for the store does not.
     ///
     /// Errors: `ControlPlaneReference` naming the id if it is not there, and those of reading a database.
     async fn assert_env_exists(&self, id: &EnvironmentId) -> Result<()>;

@@ -87,8 +87,9 @@ pub enum Pooler {
     /// A pooler that lends a session for the time of a transaction and does not follow prepared statements: PgBouncer with
     /// `pool_mode = transaction`, before version 1.21 (Debian 12 has 1.18) or with `max_prepared_statements = 0`.
     ///
-    /// PgBouncer from 1.21 on with `max_prepared_statements` greater than 0 is [`Pooler::None`], which costs nothing; it
-    /// then needs `ignore_startup_parameters = extra_float_digits`.
+    /// PgBouncer from 1.21 on with `max_prepared_statements` greater than 0 is made for [`Pooler::None`], which costs
+    /// nothing; it then needs `ignore_startup_parameters = extra_float_digits`, and `options` too with a time-out. That is
+    /// what its manual says; what is tested is 1.18.
     ///
     /// Every statement is in a transaction that begins and ends in a session without prepared statements, so that clients
     /// which share sessions do not meet each other's. That costs round trips:
@@ -112,8 +113,8 @@ pub enum Pooler {
     /// - What is to hold for a session (`statement_timeout`, `search_path`) is set on the role.
     ///
     /// Who is behind the pooler is asked once for each connection to it. PgBouncer has one SQLSTATE, 08P01, for whatever it
-    /// refuses: a database that is missing and a server that is down are both "unreachable", and its log tells which. What is listened to needs
-    /// [`DatabaseConfig::direct_url`].
+    /// refuses: a database that is missing and a server that is down are both "unreachable", and its log tells which. What
+    /// is listened to needs [`DatabaseConfig::direct_url`].
     Transaction,
 }
 

@@ -7,8 +7,8 @@
 //!
 //! # A crash in between
 //!
-//! The marks are two updates in two databases. The control plane gets its mark first and loses it last: whenever something
-//! can be alive in the run-ops database, the control plane says so. A crash leaves, at worst, a mark on the control plane
+//! The marks are two updates in two databases. The control plane gets its mark first and loses it last, so that it says so
+//! whenever something can be alive in the run-ops database, as long as nobody creates there once [`end_split`] was asked. A crash leaves, at worst, a mark on the control plane
 //! alone. A split takes that for a pairing that is to be completed, and [`end_split`] for one that is to be ended.
 
 use std::sync::Arc;
