@@ -59,6 +59,8 @@ struct Shared {
     upstream: Mutex<Upstream>,
     recording: Recording,
     refusing: AtomicBool,
+    /// Notifications get lost on their way.
+    losing_notifications: AtomicBool,
     cuts: Mutex<Vec<Arc<CutState>>>,
     gates: Mutex<Vec<Arc<GateState>>>,
     /// Gates for replies.
@@ -90,6 +92,7 @@ impl Proxy {
             upstream,
             recording: Recording::default(),
             refusing: AtomicBool::new(false),
+            losing_notifications: AtomicBool::new(false),
             cuts: Mutex::default(),
             gates: Mutex::default(),
             reply_gates: Mutex::default(),
@@ -141,6 +144,11 @@ impl Proxy {
     /// stay open.
     pub fn refuse_connections(&self, refuse: bool) {
         self.shared.refusing.store(refuse, Ordering::SeqCst);
+    }
+
+    /// Loses every notification that the server sends (`true`), or lets them pass again (`false`). All else passes.
+    pub fn lose_notifications(&self, lose: bool) {
+        self.shared.losing_notifications.store(lose, Ordering::SeqCst);
     }
 
     /// Cuts every open connection now.
@@ -514,7 +522,7 @@ async fn serve(client: TcpStream, shared: &Shared) -> std::io::Result<()> {
     };
     tokio::select! {
         ended = forward_requests(&mut from_client, BufWriter::new(to_server), &connection, shared) => ended,
-        ended = forward_answers(BufReader::new(from_server), to_client, &connection) => ended,
+        ended = forward_answers(BufReader::new(from_server), to_client, &connection, shared) => ended,
     }
 }
 
@@ -638,11 +646,15 @@ async fn forward_answers(
     mut from_server: BufReader<OwnedReadHalf>,
     mut to_client: BufWriter<OwnedWriteHalf>,
     connection: &Connection,
+    shared: &Shared,
 ) -> std::io::Result<()> {
     let mut answered = 0;
     let mut kept = Vec::new();
     loop {
         let Some(message) = message(&mut from_server).await? else { return Ok(()) };
+        if message[0] == b'A' && shared.losing_notifications.load(Ordering::SeqCst) {
+            continue;
+        }
         let gate = lock(&connection.held_reply).as_ref().filter(|held| answered >= held.0).map(|held| held.1.clone());
         if let Some(gate) = gate {
             kept.extend_from_slice(&message);

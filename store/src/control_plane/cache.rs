@@ -69,20 +69,23 @@ pub enum Invalidation {
 
 /// How a connection listens for changes. It is opened beside those of the pool.
 ///
-/// A connection that breaks is noticed at once. Of a server that vanishes without a word the two durations tell, added up,
-/// for how long its changes can go unheard, and answers be told that are older.
+/// A connection that breaks is noticed at once. Of one that stays and hears nothing any more the two durations tell, added
+/// up, for how long changes can go unheard, and answers be told that are older: the server has vanished without a word, or
+/// is no longer the one that the others write to. Where no connection of the pool is free for a test, that of the listener
+/// is tested by itself, which takes as long again and shows only the first of the two.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Listening {
-    /// A connection that was silent for longer is tested; a test costs one round trip. 5 seconds by default.
-    pub test_after_silence: Duration,
-    /// How long the server may take to answer, to a test and when the connection is opened. 5 seconds by default.
+    /// How often it is tested that the connection hears what others commit, whatever it has heard meanwhile. A test is one
+    /// statement on a connection of the pool, which every connection that listens hears. 5 seconds by default.
+    pub test_every: Duration,
+    /// How long a test may take, and each step in which the connection is opened. 5 seconds by default.
     pub patience: Duration,
 }
 
 impl Default for Listening {
     fn default() -> Self {
-        Self { test_after_silence: Duration::from_secs(5), patience: Duration::from_secs(5) }
+        Self { test_every: Duration::from_secs(5), patience: Duration::from_secs(5) }
     }
 }
 

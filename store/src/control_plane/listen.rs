@@ -3,17 +3,29 @@
 //! Triggers on the control plane's tables notify of the rows that a committed transaction has changed. One connection of
 //! its own listens, on the primary, and invalidates what is named. It has to be a direct one: a pooler that lends
 //! connections for a transaction accepts `LISTEN` and delivers nothing. That is why a connection counts as listening only
-//! once it has heard something, and is made to hear by a notification that is sent another way.
+//! once it has heard something, and is made to hear by a notification that is sent another way: by the pool.
+//!
+//! What the pool says and the connection hears is also proof of where the connection leads. A notification never leaves the
+//! database that it is committed in, and every connection of the pool has shown that it leads to the right one. So a copy
+//! of the database is not taken for it, nor another server, nor a standby, on which nobody can listen; and the connection
+//! need not be asked who it is.
+//!
+//! This is proven again and again, whatever comes meanwhile, for a connection can stay and hear nothing: the server is gone
+//! without a word, or goes on after a fail-over, beside the one that the pool leads to by then. A pool that has no connection
+//! free says nothing of what is heard; then the connection has to hear itself, so that answers stay kept while many calls
+//! wait, of all times.
 //!
 //! A change must not be missed for want of a connection. Nothing that was loaded before a connection began to listen is
 //! kept, nor anything while none does: see [`Subjects::hear`] and [`Subjects::go_deaf`]. A connection that is lost says so
-//! or, if the server vanished, is found out by a test after some silence; it is replaced at once, and then ever more slowly.
+//! or is found out by the next test; it is replaced at once, and then ever more slowly.
 
 use std::convert::Infallible;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
+use futures_util::future::try_join;
 use sea_orm::sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use sea_orm::sqlx::{self, Executor};
 use sea_orm::{DbBackend, Statement};
@@ -34,8 +46,8 @@ const CHANNEL: &str = "runseam_control_plane";
 const CALL: &str = "SELECT pg_notify('runseam_control_plane', $1)";
 const CALL_MARK: char = '?';
 
-/// The least silence after which a connection is tested.
-const LEAST_SILENCE: Duration = Duration::from_millis(100);
+/// The least time between two tests of a connection.
+const LEAST_PAUSE: Duration = Duration::from_millis(100);
 
 /// Pauses between attempts to listen: the first one, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(2));
@@ -43,8 +55,8 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_
 /// Whether the changes of other processes are heard of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ListenerStatus {
-    /// They are. What was kept holds no longer once a change of it was committed and heard of, which takes a moment. This
-    /// is of the server that the connection was opened to: if a fail-over leaves that one running, it is not noticed.
+    /// They are. What was kept holds no longer once a change of it was committed and heard of, which takes a moment. That
+    /// changes are heard which are made where the store reads is proven every [`Listening::test_every`].
     Listening,
     /// They are not at the moment: nothing is kept, and every call asks the primary.
     Disconnected,
@@ -140,6 +152,20 @@ impl From<sqlx::Error> for Silence {
     }
 }
 
+impl Silence {
+    /// Whether there was nobody to make a call, which says nothing of who would have heard it. That the pool leads to the
+    /// wrong database is something else: then nobody knows whose changes are heard.
+    fn is_of_the_pool(&self) -> bool {
+        match self {
+            Silence::Late => true,
+            Silence::Call(error) => {
+                matches!(error.kind(), ErrorKind::PoolTimeout | ErrorKind::Unreachable | ErrorKind::Disconnected)
+            }
+            Silence::Refused(_) | Silence::Lost | Silence::Unheard => false,
+        }
+    }
+}
+
 /// Nothing is heard once this is gone, also when the task is stopped.
 struct Hearing<'a>(&'a Subjects);
 
@@ -192,39 +218,64 @@ impl Listener {
         // It would listen again by itself, without a word about what was missed.
         connection.eager_reconnect(false);
         self.in_time(connection.listen(CHANNEL)).await??;
-        let call = format!("{CALL_MARK}{}", cuid1::cuid());
-        let calling = Statement::from_sql_and_values(DbBackend::Postgres, CALL, [call.as_str().into()]);
-        self.in_time(self.database.write_rows("listen", calling)).await??;
-        let hearing = async {
-            // What others say meanwhile names rows that are not kept yet.
-            while let Some(heard) = connection.try_recv().await? {
-                if heard.payload() == call {
-                    return Ok(true);
-                }
-            }
-            Ok::<_, sqlx::Error>(false)
-        };
-        match timeout(self.listening.patience, hearing).await {
-            Ok(Ok(true)) => Ok(connection),
-            Ok(Ok(false)) => Err(Silence::Lost),
-            Ok(Err(error)) => Err(error.into()),
-            Err(_) => Err(Silence::Unheard),
-        }
+        self.hear_the_pool(&mut connection).await?;
+        Ok(connection)
     }
 
     /// Invalidates what is heard of, until nothing is heard any more.
     async fn listen(&self, connection: &mut PgListener) -> Result<Infallible, Silence> {
-        let silence = self.listening.test_after_silence.max(LEAST_SILENCE);
+        let pause = self.listening.test_every.max(LEAST_PAUSE);
         loop {
-            match timeout(silence, connection.try_recv()).await {
-                Ok(Ok(Some(notification))) => self.invalidate(notification.payload()),
-                Ok(Ok(None)) => return Err(Silence::Lost),
-                Ok(Err(error)) => return Err(error.into()),
-                Err(_) => {
-                    self.in_time(connection.execute("SELECT 1")).await??;
+            if let Ok(ended) = timeout(pause, self.hear(connection, |_| false)).await {
+                ended?;
+            }
+            match self.hear_the_pool(connection).await {
+                Err(silence) if silence.is_of_the_pool() => {
+                    tracing::debug!(%silence, "the connection that listens to the control plane is tested by itself");
+                    self.hear_itself(connection).await?;
                 }
+                heard => heard?,
             }
         }
+    }
+
+    /// Calls by way of the pool, and hears it.
+    async fn hear_the_pool(&self, connection: &mut PgListener) -> Result<(), Silence> {
+        let (call, was_sent) = (call(), AtomicBool::new(false));
+        let calling = async {
+            let calling = Statement::from_sql_and_values(DbBackend::Postgres, CALL, [call.as_str().into()]);
+            self.database.write_rows("listen", calling).await?;
+            was_sent.store(true, Relaxed);
+            Ok(())
+        };
+        // At the same time: what is changed while the pool is waited for is to be heard at once.
+        let hearing = self.hear(connection, |payload| payload == call);
+        match timeout(self.listening.patience, try_join(calling, hearing)).await {
+            Ok(heard) => heard.map(|((), ())| ()),
+            Err(_) if was_sent.load(Relaxed) => Err(Silence::Unheard),
+            Err(_) => Err(Silence::Late),
+        }
+    }
+
+    /// Calls on the connection itself, and hears it.
+    async fn hear_itself(&self, connection: &mut PgListener) -> Result<(), Silence> {
+        let call = call();
+        // `NOTIFY` takes no parameters; a call has letters and digits only.
+        let calling = sqlx::raw_sql(sqlx::AssertSqlSafe(format!("NOTIFY {CHANNEL}, '{call}'")));
+        self.in_time(connection.execute(calling)).await??;
+        let hearing = self.hear(connection, |payload| payload == call);
+        timeout(self.listening.patience, hearing).await.unwrap_or(Err(Silence::Unheard))
+    }
+
+    /// Invalidates what is heard of, until it is what `is_last` says.
+    async fn hear(&self, connection: &mut PgListener, is_last: impl Fn(&str) -> bool) -> Result<(), Silence> {
+        while let Some(heard) = connection.try_recv().await? {
+            if is_last(heard.payload()) {
+                return Ok(());
+            }
+            self.invalidate(heard.payload());
+        }
+        Err(Silence::Lost)
     }
 
     fn invalidate(&self, payload: &str) {
@@ -237,6 +288,11 @@ impl Listener {
     async fn in_time<T>(&self, answer: impl Future<Output = T>) -> Result<T, Silence> {
         timeout(self.listening.patience, answer).await.map_err(|_| Silence::Late)
     }
+}
+
+/// A call that nobody has made before.
+fn call() -> String {
+    format!("{CALL_MARK}{}", cuid1::cuid())
 }
 
 /// The rows that a notification names; `None` where it stands for any row, and where it cannot be read.

@@ -87,13 +87,13 @@ async fn limit_environment(databases: &Databases, id: &str, limit: i32) -> Resul
     databases.sql(Side::ControlPlane, &sql).await.map(drop)
 }
 
-async fn limit_of(resolver: &dyn ControlPlaneResolver, id: &EnvironmentId) -> Result<i32> {
+pub(crate) async fn limit_of(resolver: &dyn ControlPlaneResolver, id: &EnvironmentId) -> Result<i32> {
     let env = resolver.resolve_env(id).await?;
     Ok(env.map_or(0, |env| env.maximum_concurrency_limit))
 }
 
 /// Defaults but for a long time to live, changed.
-fn config(change: impl FnOnce(&mut CacheConfig)) -> CacheConfig {
+pub(crate) fn config(change: impl FnOnce(&mut CacheConfig)) -> CacheConfig {
     let mut config = CacheConfig::default();
     config.time_to_live = Duration::from_secs(3_600);
     change(&mut config);
@@ -101,20 +101,20 @@ fn config(change: impl FnOnce(&mut CacheConfig)) -> CacheConfig {
 }
 
 /// Nobody listens.
-fn unheard(config: &mut CacheConfig) {
+pub(crate) fn unheard(config: &mut CacheConfig) {
     config.invalidation = Invalidation::TimeToLiveOnly;
 }
 
-fn is_question(sql: &str) -> bool {
+pub(crate) fn is_question(sql: &str) -> bool {
     sql.contains("runtime_environment") || sql.contains("background_worker")
 }
 
-async fn until_listening(resolver: &CachedResolver) -> Result<()> {
+pub(crate) async fn until_listening(resolver: &CachedResolver) -> Result<()> {
     until("somebody listens", async || Ok(resolver.status().listener == ListenerStatus::Listening)).await
 }
 
 /// Waits until `happens`.
-async fn until(what: &str, happens: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
+pub(crate) async fn until(what: &str, happens: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
     within(PATIENCE, what, happens).await
 }
 
