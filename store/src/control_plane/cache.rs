@@ -12,12 +12,14 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::future::{Future, ready};
+use std::future::{Future, poll_fn, ready};
 use std::hash::Hash;
 use std::panic::resume_unwind;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
 use moka::future::Cache;
 use moka::ops::compute::Op;
@@ -33,7 +35,8 @@ use crate::residency::Residency;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct CacheConfig {
-    /// How long an answer is kept, at most a year. 30 seconds by default; with zero nothing is kept and every call asks.
+    /// How long an answer is told, at most a year, counted from the moment at which the database was asked for it. 30
+    /// seconds by default; with zero nothing is kept and every call asks.
     ///
     /// It bounds for how long a stale answer can be told, whatever else fails.
     pub time_to_live: Duration,
@@ -107,6 +110,8 @@ pub struct CacheStats {
     pub invalidations: u64,
     /// Answers that are kept, as of the last time the slot was tidied up.
     pub entries: u64,
+    /// Questions for one key that wait for a load at this moment.
+    pub waiting: u64,
 }
 
 /// What a slot is asked by.
@@ -126,6 +131,7 @@ struct Inner<K, V> {
     operation: &'static str,
     /// `None` where nothing is to be kept.
     kept: Option<Cache<K, Loaded<V>>>,
+    time_to_live: Duration,
     subjects: Arc<Subjects>,
     has_replica: bool,
     lacks: fn(&K, &V) -> bool,
@@ -139,8 +145,14 @@ type Loaded<V> = Result<Arc<Kept<V>>>;
 struct Kept<V> {
     value: Option<V>,
     about: Places,
-    /// The moment its load began.
-    loaded: Moment,
+    began: Began,
+}
+
+/// When a load began: in the order of invalidations, and by the clock.
+#[derive(Clone, Copy)]
+struct Began {
+    moment: Moment,
+    time: Instant,
 }
 
 impl<K: Key, V: Clone + Send + Sync + 'static> Slot<K, V> {
@@ -170,8 +182,8 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Slot<K, V> {
                 .eviction_policy(EvictionPolicy::lru())
                 .build()
         });
-        let (subjects, counts) = (Arc::clone(subjects), Counts::default());
-        Self(Arc::new(Inner { operation, kept, subjects, has_replica, lacks, counts }))
+        let (subjects, counts, time_to_live) = (Arc::clone(subjects), Counts::default(), config.time_to_live);
+        Self(Arc::new(Inner { operation, kept, time_to_live, subjects, has_replica, lacks, counts }))
     }
 
     /// The answer to `key`: a kept one that holds, or what `ask` answers.
@@ -196,11 +208,11 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Slot<K, V> {
         // now, so that the second one began after it.
         for _ in 0..2 {
             let kept = self.share(cache, key.clone(), ask.clone()).await?;
-            if kept.loaded > asked || slot.holds(&kept) {
+            if kept.began.moment > asked || slot.state(&kept) == State::Holds {
                 return Ok(kept.value.clone());
             }
         }
-        // An answer that a call for many keys has kept meanwhile can be older, and may have been invalidated since; and
+        // An answer that a call for many keys has kept meanwhile can be older than this call, and hold no longer; and
         // that loads follow one another is moka's promise. What is told here must not rest on either.
         Ok(slot.load(&key, true, &ask).await?.value)
     }
@@ -236,12 +248,12 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Slot<K, V> {
             return Ok(found);
         }
 
-        let loaded = slot.subjects.begin();
+        let began = slot.begin();
         let own = missing.iter().flat_map(Key::subjects).collect::<Vec<_>>();
         let read = slot.copy(stale > 0, &slot.subjects.places(&own));
         let mut doubtful = Vec::new();
         for (key, answer) in slot.counted(ask(read, missing)).await? {
-            match slot.accepted(&key, read, loaded, answer) {
+            match slot.accepted(&key, read, began, answer) {
                 Some(kept) => {
                     found.insert(key.clone(), kept.value.clone());
                     slot.keep(key, kept).await;
@@ -254,9 +266,9 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Slot<K, V> {
         }
 
         add(&slot.counts.primary_rereads, 1);
-        let loaded = slot.subjects.begin();
+        let began = slot.begin();
         for (key, answer) in slot.counted(ask(Read::Primary, doubtful)).await? {
-            let kept = slot.answered(&key, loaded, answer);
+            let kept = slot.answered(&key, began, answer);
             found.insert(key.clone(), kept.value.clone());
             slot.keep(key, kept).await;
         }
@@ -274,6 +286,7 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Slot<K, V> {
             primary_rereads: counts.primary_rereads.load(Relaxed),
             invalidations: counts.invalidations.load(Relaxed),
             entries: self.0.kept.as_ref().map_or(0, Cache::entry_count),
+            waiting: counts.waiting.load(Relaxed),
         }
     }
 
@@ -309,15 +322,23 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Inner<K, V> {
         let is_stale = AtomicBool::new(false);
         let load = async { self.load(&key, is_stale.load(Relaxed), &ask).await.map(Arc::new) };
         // Whoever is to load looks whether it has to, so that a stale answer goes in the same step.
-        let replaced = |loaded: &Loaded<V>| match loaded {
-            Ok(kept) if self.holds(kept) => false,
-            Ok(_) => {
+        let replaced = |loaded: &Loaded<V>| match loaded.as_ref().map(|kept| self.state(kept)) {
+            Ok(State::Holds) => false,
+            Ok(State::Stale) => {
                 is_stale.store(true, Relaxed);
                 true
             }
-            Err(_) => true,
+            Ok(State::Expired) | Err(_) => true,
         };
-        let entry = cache.entry_by_ref(&key).or_insert_with_if(load, replaced).await;
+        let mut entry = pin!(cache.entry_by_ref(&key).or_insert_with_if(load, replaced));
+        let entry = match poll_fn(|context| Poll::Ready(entry.as_mut().poll(context))).await {
+            Poll::Ready(entry) => entry,
+            // Whoever has come so far makes the load or shares it.
+            Poll::Pending => {
+                let _waiting = Waiting::begin(&self.counts);
+                entry.await
+            }
+        };
         let is_own = entry.is_fresh();
         let loaded = entry.into_value();
         if is_own && loaded.is_err() {
@@ -340,16 +361,21 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Inner<K, V> {
         if is_stale {
             add(&self.counts.invalidations, 1);
         }
-        let loaded = self.subjects.begin();
+        let began = self.begin();
         let read = self.copy(is_stale, &self.subjects.places(&key.subjects()));
         let answer = self.counted(ask(read)).await?;
-        if let Some(kept) = self.accepted(key, read, loaded, answer) {
+        if let Some(kept) = self.accepted(key, read, began, answer) {
             return Ok(kept);
         }
         add(&self.counts.primary_rereads, 1);
-        let loaded = self.subjects.begin();
+        let began = self.begin();
         let answer = self.counted(ask(Read::Primary)).await?;
-        Ok(self.answered(key, loaded, answer))
+        Ok(self.answered(key, began, answer))
+    }
+
+    /// To be called before anything else of a load is decided.
+    fn begin(&self) -> Began {
+        Began { time: Instant::now(), moment: self.subjects.begin() }
     }
 
     async fn counted<T>(&self, asking: impl Future<Output = Result<T>>) -> Result<T> {
@@ -367,8 +393,8 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Inner<K, V> {
     }
 
     /// An answer, unless the replica gave it and cannot be trusted with it.
-    fn accepted(&self, key: &K, read: Read, loaded: Moment, answer: Answer<V>) -> Option<Kept<V>> {
-        let kept = self.answered(key, loaded, answer);
+    fn accepted(&self, key: &K, read: Read, began: Began, answer: Answer<V>) -> Option<Kept<V>> {
+        let kept = self.answered(key, began, answer);
         match read {
             Read::Primary => Some(kept),
             Read::Replica => {
@@ -378,30 +404,55 @@ impl<K: Key, V: Clone + Send + Sync + 'static> Inner<K, V> {
         }
     }
 
-    fn answered(&self, key: &K, loaded: Moment, answer: Answer<V>) -> Kept<V> {
+    fn answered(&self, key: &K, began: Began, answer: Answer<V>) -> Kept<V> {
         let about = self.subjects.places(key.subjects().iter().chain(&answer.about));
-        Kept { value: answer.value, about, loaded }
+        Kept { value: answer.value, about, began }
     }
 
     async fn look(&self, key: &K) -> Looked<V> {
         let Some(cache) = &self.kept else { return Looked::Nothing };
-        match cache.get(key).await {
-            Some(Ok(kept)) if self.holds(&kept) => Looked::Holds(kept),
-            Some(Ok(_)) => Looked::Stale,
-            Some(Err(_)) | None => Looked::Nothing,
+        let Some(Ok(kept)) = cache.get(key).await else { return Looked::Nothing };
+        match self.state(&kept) {
+            State::Holds => Looked::Holds(kept),
+            State::Stale => Looked::Stale,
+            State::Expired => Looked::Nothing,
         }
     }
 
-    fn holds(&self, kept: &Kept<V>) -> bool {
-        self.subjects.hold(&kept.about, kept.loaded)
+    /// The slot forgets an answer at the end of its time counted from when it was kept, which was a load later than when
+    /// it was true; until then its age is judged here.
+    fn state(&self, kept: &Kept<V>) -> State {
+        if !self.subjects.hold(&kept.about, kept.began.moment) {
+            State::Stale
+        } else if kept.began.time.elapsed() >= self.time_to_live {
+            State::Expired
+        } else {
+            State::Holds
+        }
     }
 
-    /// It may take the place of an answer whose load began later: each is judged by its own moment.
+    /// Keeps an answer, unless one is kept already whose load began later.
+    ///
+    /// A load that ends between this look and this step can lose its place to the older answer. Then both were under way
+    /// at one time, and each is judged by its own beginning; to exclude it would take a lock that moka's own loads, which
+    /// put their answers by themselves, do not take.
     async fn keep(&self, key: K, kept: Kept<V>) {
-        if let Some(cache) = &self.kept {
+        let Some(cache) = &self.kept else { return };
+        let there = cache.get(&key).await;
+        if !there.is_some_and(|there| there.is_ok_and(|there| there.began.moment > kept.began.moment)) {
             cache.insert(key, Ok(Arc::new(kept))).await;
         }
     }
+}
+
+/// Whether an answer may be told.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Holds,
+    /// One of its rows was changed since.
+    Stale,
+    /// Its time is over.
+    Expired,
 }
 
 /// What is kept for a key.
@@ -419,6 +470,23 @@ struct Counts {
     failed_loads: AtomicU64,
     primary_rereads: AtomicU64,
     invalidations: AtomicU64,
+    waiting: AtomicU64,
+}
+
+/// A call that waits, for as long as this lives.
+struct Waiting<'a>(&'a AtomicU64);
+
+impl<'a> Waiting<'a> {
+    fn begin(counts: &'a Counts) -> Self {
+        counts.waiting.fetch_add(1, Relaxed);
+        Self(&counts.waiting)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
 }
 
 fn add(count: &AtomicU64, more: usize) {

@@ -51,7 +51,8 @@ pub struct CachedResolver {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct CacheStatus {
-    /// How long an answer is told at most, whatever fails. It was as new as the copy that it was read from.
+    /// How long an answer is told at most, whatever fails, counted from when it was asked for. It was as new then as the
+    /// copy that it was read from.
     pub staleness_bound: Duration,
     /// Whether changes are heard of: then no answer is told for long after a change was committed.
     pub listener: ListenerStatus,

@@ -240,16 +240,15 @@ async fn an_error_reaches_all_who_wait_and_is_not_kept() -> Result<()> {
     source.gate.add_permits(1);
     assert_eq!(get(&slot, &source).await?, Some(1), "the next call asks again");
     let stats = slot.stats();
-    assert_eq!((stats.loads, stats.failed_loads), (2, 1), "{stats:?}");
+    assert_eq!((stats.loads, stats.failed_loads, stats.waiting), (2, 1, 0), "{stats:?}");
     Ok(())
 }
 
-/// Waits until `count` calls are past the point where they could have been given a kept answer, and a moment longer.
+/// Waits until `count` calls make a load or share one.
 async fn all_have_come(slot: &Slot<Row, u32>, count: u64) {
-    while slot.stats().misses < count {
+    while slot.stats().waiting < count {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    tokio::time::sleep(Duration::from_millis(20)).await;
 }
 
 #[tokio::test]
@@ -363,6 +362,53 @@ async fn an_answer_is_kept_for_its_time_only() -> Result<()> {
     panic!("an answer is still told long after its time: does the slot pass its time to live on?");
 }
 
+/// How long an answer is told by [`hurried`] slots; a load of theirs takes longer.
+const SHORT: Duration = Duration::from_millis(50);
+
+fn hurried() -> Slot<Row, u32> {
+    slot_with(&CacheConfig { time_to_live: SHORT, ..config() }, Subjects::unlistened(Duration::ZERO)).0
+}
+
+#[tokio::test]
+async fn the_time_of_an_answer_is_counted_from_the_beginning_of_its_load() -> Result<()> {
+    let (slot, slow) = (hurried(), Source::gated());
+    let first = tokio::spawn({
+        let (slot, source) = (slot.clone(), Arc::clone(&slow));
+        async move { get(&slot, &source).await }
+    });
+    slow.comes(1).await;
+    tokio::time::sleep(2 * SHORT).await;
+    slow.gate.add_permits(1);
+    assert_eq!(first.await.expect("nobody aborts the call")?, Some(1), "it came before the load began");
+
+    let source = Source::new();
+    source.commit(Some(2));
+    source.catch_up();
+    assert_eq!(get(&slot, &source).await?, Some(2), "the answer was older than its time when it came");
+    assert_eq!(slot.stats().invalidations, 0, "nothing was changed");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_load_that_began_too_long_ago_is_not_shared() -> Result<()> {
+    let (slot, source) = (hurried(), Source::gated());
+    let call = || {
+        let (slot, source) = (slot.clone(), Arc::clone(&source));
+        tokio::spawn(async move { get(&slot, &source).await })
+    };
+    let first = call();
+    source.comes(1).await;
+    tokio::time::sleep(2 * SHORT).await;
+    source.commit(Some(2));
+    source.catch_up();
+    let second = call();
+    all_have_come(&slot, 2).await;
+    source.gate.add_permits(2);
+    assert_eq!(first.await.expect("nobody aborts the first call")?, Some(1));
+    assert_eq!(second.await.expect("nobody aborts the second call")?, Some(2), "the first load is older than that");
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_time_that_nobody_lives_to_see_is_cut_short() {
     let config = CacheConfig { time_to_live: Duration::MAX, ..config() };
@@ -399,6 +445,24 @@ async fn many_keys_take_one_question_and_share_what_is_kept() -> Result<()> {
     assert_eq!((found[&ROW], found[&Row(2)]), (Some(7), Some(2)), "what was invalidated is read on the primary");
     assert_eq!(get(&slot, &source).await?, Some(7), "a call for many keeps it for single ones");
     assert_eq!(source.asked(), [Read::Replica, Read::Primary]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_answer_of_a_call_for_many_does_not_take_the_place_of_a_newer_one() -> Result<()> {
+    let ((slot, _), slow, source) = (slot(), Source::gated(), Source::new());
+    let many = tokio::spawn({
+        let (slot, slow) = (slot.clone(), Arc::clone(&slow));
+        async move { slot.get_many(HashSet::from([ROW]), |read, keys| many_of(&slow, read, keys)).await }
+    });
+    slow.comes(1).await;
+    source.commit(Some(2));
+    source.catch_up();
+    assert_eq!(get(&slot, &source).await?, Some(2), "its load began later, and is over first");
+    slow.gate.add_permits(1);
+    assert_eq!(many.await.expect("nobody aborts the call")?[&ROW], Some(1), "what was there when it came");
+    assert_eq!(get(&slot, &source).await?, Some(2), "time does not go back");
+    assert_eq!(source.asked().len(), 1, "the newer answer is still kept");
     Ok(())
 }
 
