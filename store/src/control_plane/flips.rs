@@ -15,7 +15,9 @@ use chrono::{DateTime, Utc};
 use sea_orm::sea_query::Value;
 use sea_orm::{DbBackend, DbErr, Statement};
 
+use super::Subject;
 use super::flags::{Flags, KEYS, MintFlags, MintSource, MintStamp, Said, global, keys, own};
+use super::generations::Subjects;
 use crate::error::{Entity, Result, StoreError};
 use crate::ids::OrganizationId;
 use crate::postgres::{Columns, Row, Unit, text_array};
@@ -64,17 +66,20 @@ impl Flags {
         target: Option<Residency>,
         grace: Duration,
     ) -> Result<MintFlags> {
-        let saved = self.save_own(organization, target, grace).await;
-        // Also after an error: the change may have been applied.
-        self.changes.subjects().invalidate(&own(organization));
-        saved
+        let _forgotten = self.forget_in_the_end([own(organization)]);
+        self.save_own(organization, target, grace).await
     }
 
     /// See [`Mint::set_global_mint_kind`](super::Mint::set_global_mint_kind).
     pub(super) async fn set_global(&self, target: Residency, grace: Duration) -> Result<MintFlags> {
-        let saved = self.save_global(target, grace).await;
-        global().for_each(|flag| self.changes.subjects().invalidate(&flag));
-        saved
+        let _forgotten = self.forget_in_the_end(global());
+        self.save_global(target, grace).await
+    }
+
+    /// Flags that this process keeps are forgotten once what this returns is gone: when they are saved, and also after an
+    /// error, and if the caller gives up while the change is committed, for then it may have been applied.
+    fn forget_in_the_end(&self, rows: impl IntoIterator<Item = Subject>) -> Forgotten<'_> {
+        Forgotten { subjects: self.changes.subjects(), rows: rows.into_iter().collect() }
     }
 
     async fn save_own(
@@ -116,6 +121,18 @@ impl Flags {
         let [names, texts] = columns(&flags);
         write(unit, said.global == Some(flags), statement(SAVE_GLOBAL, [keys(), ids, names, texts])).await?;
         Ok(flags)
+    }
+}
+
+/// Rows that are invalidated when this is dropped.
+struct Forgotten<'a> {
+    subjects: &'a Subjects,
+    rows: Vec<Subject>,
+}
+
+impl Drop for Forgotten<'_> {
+    fn drop(&mut self) {
+        self.rows.iter().for_each(|row| self.subjects.invalidate(row));
     }
 }
 

@@ -401,3 +401,29 @@ async fn a_change_that_was_cut_off_says_what_became_of_it_and_can_be_repeated() 
     }
     Ok(())
 }
+
+/// The change is committed, and nobody is there to be told of it.
+#[tokio::test]
+async fn a_change_whose_caller_has_given_up_is_known_to_its_process_all_the_same() -> Result<()> {
+    let setup = Setup::fresh().await?;
+    let mint = setup.mint(on(), Split::On).await?;
+    setup.hands.turn_to(setup.database_clock().await? + TimeDelta::hours(1));
+    for (whose, reason) in [
+        (Whose::Organization(setup.organization(json!({})).await?), MintReason::Organization),
+        (Whose::Everybody, MintReason::Global),
+    ] {
+        let organization = match &whose {
+            Whose::Organization(organization) => organization.clone(),
+            Whose::Everybody => setup.organization(json!({})).await?,
+        };
+        assert_eq!(mint.decide(&organization).await, decided(ControlPlane, MintReason::Default), "{whose:?}");
+        let gate = setup.proxy().hold_reply(is_commit);
+        let change = tokio::spawn(whose.clone().set(mint.clone(), RunOps));
+        gate.held(1).await.context(format!("{whose:?}"))?;
+        change.abort();
+        assert!(change.await.is_err_and(|ended| ended.is_cancelled()), "{whose:?}: it was still waiting");
+        gate.release();
+        assert_eq!(mint.decide(&organization).await, decided(RunOps, reason), "{whose:?}");
+    }
+    Ok(())
+}
