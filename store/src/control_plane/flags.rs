@@ -197,7 +197,8 @@ pub(super) fn keys() -> Value {
 
 /// The flags of organizations, kept for a while.
 ///
-/// They are read on the primary: what a replica lags behind would have to be less than the grace period too.
+/// They are read on the primary: what a replica lags behind would have to be less than the grace period too. For that
+/// reason flags that came with an environment count only where there is no replica.
 pub(super) struct Flags {
     pub(super) database: Arc<Database>,
     pub(super) changes: Arc<Changes>,

@@ -75,7 +75,8 @@ impl MintConfig {
     /// `cache_ttl`.
     ///
     /// Flags come with an environment or by themselves, each out of a cache. The grace period must exceed both times
-    /// together, or a process switches after others have.
+    /// together, or a process switches after others have. How far a replica lags behind is no matter: see
+    /// [`MintScope::Environment`].
     #[must_use]
     pub fn warnings(&self, cache_ttl: Duration) -> Vec<MintWarning> {
         let needed = self.flags_time_to_live.saturating_add(cache_ttl);
@@ -106,7 +107,10 @@ pub enum MintWarning {
 pub enum MintScope<'a> {
     /// An organization, whose flags have to be looked up.
     Organization(&'a OrganizationId),
-    /// An environment that was loaded: if its organization has a say of its own, nothing has to be looked up.
+    /// An environment that was loaded: if its organization has a say of its own, nothing has to be looked up. Where the
+    /// control plane has a replica, the environment may have been read there, before the replica had the last flip;
+    /// then the flags are looked up as those of an organization are, and what came with the environment is taken only
+    /// if that fails.
     Environment(&'a AuthenticatedEnv),
 }
 
@@ -289,7 +293,7 @@ impl Mint {
     ///
     /// It never fails: if flags cannot be read it is the control plane, which is counted and logged.
     /// Statements: none while the master switch is off or no split is proven, nor for an environment whose organization
-    /// has a flag of its own, nor if the organization's flags are kept; otherwise one.
+    /// has a flag of its own (if there is no replica), nor if the organization's flags are kept; otherwise one.
     pub async fn decide(&self, scope: impl Into<MintScope<'_>>) -> MintDecision {
         let decision = self.decided(scope.into()).await;
         let counts = &self.shared.counts;
@@ -327,13 +331,20 @@ impl Mint {
     }
 
     async fn flags(&self, scope: MintScope<'_>) -> Result<MintFlags> {
+        let flags = &self.shared.flags;
         let own = match scope {
             MintScope::Environment(environment) => MintFlags::own(environment.organization.feature_flags.as_ref()),
             MintScope::Organization(_) => None,
         };
         match own {
-            Some(flags) => Ok(flags),
-            None => self.shared.flags.resolve(scope.organization()).await,
+            Some(own) if !flags.database.has_replica() => Ok(own),
+            // Older than the primary's by what the replica lags behind, but better than none.
+            Some(own) => Ok(flags.resolve(scope.organization()).await.unwrap_or_else(|error| {
+                let organization = scope.organization();
+                tracing::warn!(organization.id = %organization, %error, "mint flags are those that the environment has");
+                own
+            })),
+            None => flags.resolve(scope.organization()).await,
         }
     }
 
@@ -345,7 +356,8 @@ impl Mint {
     /// the kind without haste, set the other one first and remove it after the grace period.
     ///
     /// Copy: the control plane's primary. Statements: six in one transaction, five if the kind is saved already.
-    /// Repeating it changes nothing.
+    /// Repeating it changes nothing. If the future is dropped, the change was made or not, and this process forgets the
+    /// flags that it keeps; a commit that reaches the server after that is found out in their time, as one of another process.
     /// Errors: `NotFound` if there is no such organization, and those of writing to a database.
     pub async fn set_organization_mint_kind(
         &self,

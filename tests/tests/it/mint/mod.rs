@@ -13,12 +13,14 @@ use store::control_plane::{
     AuthenticatedEnv, ControlPlaneResolver, DirectResolver, Mint, MintConfig, MintDecision, MintFlags, MintReason,
     MintScope, MintStats,
 };
-use store::{BatchId, OrganizationId, Residency, Routable, RunId, Split};
+use store::{BatchId, CachedResolver, OrganizationId, Residency, Routable, RunId, Split};
 use tests::clock::Hands;
 use tests::runs::{database_config, moment};
-use tests::{Both, Databases, Proxy, Side, build};
+use tests::{Both, Databases, LaggingPair, Proxy, Side, build};
 
 use Residency::{ControlPlane, RunOps};
+
+use crate::resolver_cache::{config, unheard};
 
 const KIND: &str = "runOpsMintKind";
 const PREVIOUS: &str = "runOpsMintKindPrev";
@@ -296,6 +298,48 @@ async fn flags_cost_one_statement_and_none_once_they_are_kept_or_came_with_an_en
     assert_eq!(mint.decide(&environment.organization.id).await, decided(RunOps, MintReason::Global));
     recording.check_statements(1);
     Ok(())
+}
+
+#[tokio::test]
+async fn flags_of_an_environment_that_a_replica_may_have_told_are_looked_up_on_the_primary() -> Result<()> {
+    let pair = LaggingPair::acquire().await?;
+    let db = pair.databases().connection(Side::ControlPlane).await?;
+    let organization = build::organization().feature_flags(always(ControlPlane)).insert(db).await?;
+    let project = build::project(&organization).insert(db).await?;
+    let environment = build::environment(&organization, &project).insert(db).await?;
+    pair.wait_caught_up(Side::ControlPlane).await?;
+    pair.pause_replay(Side::ControlPlane).await?;
+
+    let proxy = Proxy::start(pair.databases().control_plane_url()).await?;
+    let mut database = database_config(proxy.url())?;
+    database.replica_url = Some(pair.replica_url(Side::ControlPlane).parse()?);
+    database.max_connections = 1;
+    database.acquire_timeout = Duration::from_secs(2);
+    let hands = Arc::new(Hands::at(moment(0)));
+    let mint = async |config| Mint::connect(&database, config, Split::On, Arc::<Hands>::clone(&hands)).await;
+    let (keeping, forgetting) = (mint(on()).await?, mint(forgetful()).await?);
+    let flags = keeping.set_organization_mint_kind(&organization.id.parse()?, Some(RunOps)).await?;
+    hands.turn_to(flags.stamp.context("the kind was changed")?.flipped_at + TimeDelta::hours(1));
+
+    let resolver = CachedResolver::connect(&database, &config(unheard)).await?;
+    let environment = resolver.resolve_authenticated_env(&environment.id.parse()?).await?;
+    let environment = environment.context("the environment is there")?;
+    let told = environment.organization.feature_flags.as_ref();
+    assert_eq!(told, Some(&always(ControlPlane)), "the replica has told what was before the flip");
+
+    let flipped = decided(RunOps, MintReason::Organization);
+    assert_eq!(keeping.decide(environment.as_ref()).await, flipped);
+    proxy.recording().reset();
+    assert_eq!(keeping.decide(environment.as_ref()).await, flipped);
+    proxy.recording().check_statements(0);
+
+    // Old flags are better than none.
+    proxy.refuse_connections(true);
+    proxy.cut_all_and_wait().await;
+    let kept = decided(ControlPlane, MintReason::Organization);
+    assert_eq!(forgetting.decide(environment.as_ref()).await, kept);
+    assert_eq!(keeping.decide(environment.as_ref()).await, flipped, "what is kept needs no database");
+    pair.resume_replay(Side::ControlPlane).await
 }
 
 #[tokio::test]

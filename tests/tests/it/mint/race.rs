@@ -2,7 +2,7 @@
 //!
 //! Processes whose clocks are minutes apart, some of which have not heard of a flip and some of which act on it too
 //! early, give ids of both kinds to creators of one key; that is what a grace period cannot prevent. The claim of the
-//! key lets one of them create its run. `RACE_ROUNDS=2000 cargo test -p tests --test it -- mint::race::` is the long
+//! key lets one of them create its run. `RACE_ROUNDS=1000 cargo xtask test --test it -- mint::race::` is the long
 //! form.
 
 use std::collections::HashSet;
