@@ -93,13 +93,13 @@ async fn a_database_that_is_replaced_while_a_store_runs_is_not_used_until_the_ri
 }
 
 /// A user with a password that is good on both servers.
-struct Somebody<'a> {
+pub(crate) struct Somebody<'a> {
     name: String,
     databases: &'a Databases,
 }
 
 impl<'a> Somebody<'a> {
-    async fn of(databases: &'a Databases) -> Result<Self> {
+    pub(crate) async fn of(databases: &'a Databases) -> Result<Self> {
         let name = format!("{}_somebody", databases.name(Side::ControlPlane));
         for side in Side::ALL {
             databases.sql(side, &format!(r#"CREATE ROLE "{name}" SUPERUSER LOGIN PASSWORD 'known'"#)).await?;
@@ -107,14 +107,14 @@ impl<'a> Somebody<'a> {
         Ok(Self { name, databases })
     }
 
-    fn url(&self, url: &str) -> Result<String> {
+    pub(crate) fn url(&self, url: &str) -> Result<String> {
         let mut url = Url::parse(url)?;
         url.set_username(&self.name).ok().context("the URL takes a user")?;
         url.set_password(Some("known")).ok().context("the URL takes a password")?;
         Ok(url.into())
     }
 
-    async fn leave(self) -> Result<()> {
+    pub(crate) async fn leave(self) -> Result<()> {
         for side in Side::ALL {
             self.databases.sql(side, &format!(r#"DROP ROLE "{}""#, self.name)).await?;
         }

@@ -1,14 +1,16 @@
-//! What the control plane answers to whoever has only a run, asked every time.
+//! What the control plane answers to whoever has only a run, asked every time or kept.
 
 mod candidates;
 mod environments;
 mod locked;
+mod modes;
+mod unanimous;
 mod versions;
 mod wire;
 
 use anyhow::Result;
 use sea_orm::DatabaseConnection;
-use store::control_plane::{DirectResolver, LockedWorkerKey};
+use store::control_plane::LockedWorkerKey;
 use store::{
     ControlPlaneResolver, EnvironmentId, EnvironmentType, ErrorKind, StoreError, WorkerId, WorkerTaskId,
     WorkerVersionQuery,
@@ -17,16 +19,18 @@ use tests::build::{World, world};
 use tests::runs::database_config;
 use tests::{Databases, Side};
 
-/// A fresh control plane, and a resolver over it.
+use unanimous::Unanimous;
+
+/// A fresh control plane, and resolvers over it.
 struct Asked {
     databases: Databases,
-    resolver: DirectResolver,
+    resolver: Unanimous,
 }
 
 impl Asked {
     async fn fresh() -> Result<Asked> {
         let databases = Databases::fresh().await?;
-        let resolver = DirectResolver::connect(&database_config(databases.control_plane_url())?).await?;
+        let resolver = Unanimous::connect(&database_config(databases.control_plane_url())?).await?;
         Ok(Asked { databases, resolver })
     }
 
@@ -107,6 +111,22 @@ impl Question {
     /// Whether the question is for display only, and answers with what rows there are.
     fn is_for_display(self) -> bool {
         matches!(self, Question::LockedWorker | Question::LockedWorkers)
+    }
+
+    /// Whether a cache keeps the answer: what decides which version is executed is asked for each time.
+    fn is_kept(self) -> bool {
+        match self {
+            Question::Env
+            | Question::AuthenticatedEnv
+            | Question::EnvExists
+            | Question::LockedWorker
+            | Question::LockedWorkers => true,
+            Question::NamedVersion
+            | Question::NewestVersion
+            | Question::PromotedVersion
+            | Question::VersionOfAnyKind
+            | Question::PendingVersion => false,
+        }
     }
 
     /// Asks, and says whether what was asked for is there. That it could not be found out is an error.

@@ -4,8 +4,7 @@ use anyhow::{Context, Result};
 use entities_control::{background_worker, runtime_environment, worker_deployment};
 use serde_json::json;
 use store::control_plane::{
-    DirectResolver, PendingVersion, QueueQuery, Worker, WorkerDeployment, WorkerDeploymentType, WorkerQueue,
-    WorkerTask, WorkerVersion,
+    PendingVersion, QueueQuery, Worker, WorkerDeployment, WorkerDeploymentType, WorkerQueue, WorkerTask, WorkerVersion,
 };
 use store::{ControlPlaneResolver, EngineVersion, Environment, EnvironmentType, QueueId, WorkerVersionQuery};
 use tests::build::{self, World};
@@ -365,7 +364,7 @@ async fn a_worker_of_another_environment_is_nobody() -> Result<()> {
 }
 
 /// The id of the worker that is promoted. Whether the kind of its environment is known makes no difference.
-async fn promoted(resolver: &DirectResolver, about: &About) -> Result<Option<String>> {
+async fn promoted(resolver: &dyn ControlPlaneResolver, about: &About) -> Result<Option<String>> {
     let of_kind = resolver.resolve_worker_version(&about.version(Some(EnvironmentType::Production), None)).await?;
     let of_any = resolver.resolve_worker_version(&about.version(None, None)).await?;
     assert_eq!(of_kind, of_any);

@@ -5,20 +5,22 @@ use std::time::Duration;
 use anyhow::Result;
 use store::control_plane::{DirectResolver, QueueQuery};
 use store::{
-    ControlPlaneResolver, Endpoint, ErrorKind, InputProblem, Residency, TopologyError, WorkerId, WorkerVersionQuery,
+    CachedResolver, ControlPlaneResolver, Endpoint, ErrorKind, InputProblem, Residency, TopologyError, WorkerId,
+    WorkerVersionQuery,
 };
 use tests::build::{self, World, world};
 use tests::runs::database_config;
 use tests::{Databases, LaggingPair, Proxy, Side};
 
-use super::{About, Question};
+use super::{About, Question, Unanimous};
+use crate::resolver_cache::{config, unheard};
 
-/// A resolver with one connection, whose statements pass a proxy.
+/// Resolvers with one connection each, whose statements pass a proxy.
 struct Wired {
     databases: Databases,
     world: World,
     proxy: Proxy,
-    resolver: DirectResolver,
+    resolver: Unanimous,
 }
 
 impl Wired {
@@ -30,7 +32,7 @@ impl Wired {
         config.max_connections = 1;
         // Where nothing answers, tests need not wait long for it.
         config.acquire_timeout = Duration::from_secs(2);
-        let resolver = DirectResolver::connect(&config).await?;
+        let resolver = Unanimous::connect(&config).await?;
         Ok(Wired { databases, world, proxy, resolver })
     }
 
@@ -49,9 +51,9 @@ async fn every_question_is_one_statement_and_one_round_trip() -> Result<()> {
     for about in [About::production(&wired.world)?, About::nothing()?] {
         for question in Question::ALL {
             // The first time it is prepared.
-            let _prepared = question.ask(&wired.resolver, &about).await?;
+            let _prepared = question.ask(&wired.resolver.direct, &about).await?;
             wired.proxy.recording().reset();
-            let _answer = question.ask(&wired.resolver, &about).await?;
+            let _answer = question.ask(&wired.resolver.direct, &about).await?;
             let statements = wired.proxy.recording().statements();
             assert!(statements.iter().all(|sql| sql.starts_with("SELECT")), "{question:?}: {statements:?}");
             wired.check(1);
@@ -74,7 +76,7 @@ async fn a_filtered_version_is_one_statement_too() -> Result<()> {
             };
             for _ in 0..2 {
                 wired.proxy.recording().reset();
-                let found = wired.resolver.resolve_worker_version(&query).await?;
+                let found = wired.resolver.direct.resolve_worker_version(&query).await?;
                 assert_eq!(found.map(|found| (found.tasks.len(), found.queues.len())), Some((1, 1)));
             }
             wired.check(1);
@@ -91,7 +93,7 @@ async fn a_thousand_locked_versions_are_one_statement() -> Result<()> {
     let twice = [versions.clone(), versions].concat();
     for _ in 0..2 {
         wired.proxy.recording().reset();
-        let locked = wired.resolver.resolve_run_locked_workers(&twice).await?;
+        let locked = wired.resolver.direct.resolve_run_locked_workers(&twice).await?;
         assert_eq!(locked.len(), 2_500, "every id is answered once");
         assert_eq!(locked.values().filter(|locked| locked.locked_to_version.is_some()).count(), 1);
     }
@@ -125,16 +127,45 @@ async fn a_database_that_is_away_is_an_error_and_never_an_absence() -> Result<()
     let wired = Wired::fresh().await?;
     for about in [About::production(&wired.world)?, About::nothing()?] {
         for question in Question::ALL {
-            let was_there = question.ask(&wired.resolver, &about).await?;
-            wired.proxy.refuse_connections(true);
-            wired.proxy.cut_all();
-            let error = question.ask(&wired.resolver, &about).await.expect_err("nobody can know");
-            let is_away = matches!(error.kind(), ErrorKind::Disconnected | ErrorKind::Unreachable);
-            assert!(is_away && error.is_retryable(), "{question:?}: {error:?}");
-            assert_eq!(error.store(), Some(Residency::ControlPlane), "{question:?}");
-            wired.proxy.refuse_connections(false);
-            assert_eq!(question.ask(&wired.resolver, &about).await?, was_there, "{question:?}: it is back");
+            for (resolver, asked) in wired.resolver.each() {
+                let what = format!("{question:?}, {resolver}");
+                let was_there = question.ask(asked, &about).await?;
+                wired.proxy.refuse_connections(true);
+                wired.proxy.cut_all();
+                wired.resolver.cached.invalidate_all();
+                // Twice: that nobody can know is not kept.
+                for _ in 0..2 {
+                    let error = question.ask(asked, &about).await.expect_err("nobody can know");
+                    let is_away = matches!(error.kind(), ErrorKind::Disconnected | ErrorKind::Unreachable);
+                    assert!(is_away && error.is_retryable(), "{what}: {error:?}");
+                    assert_eq!(error.store(), Some(Residency::ControlPlane), "{what}");
+                }
+                wired.proxy.refuse_connections(false);
+                assert_eq!(question.ask(asked, &about).await?, was_there, "{what}: it is back");
+            }
         }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_kept_is_told_while_the_database_is_away_and_nothing_else_is() -> Result<()> {
+    let wired = Wired::fresh().await?;
+    let cached = &wired.resolver.cached;
+    for about in [About::production(&wired.world)?, About::nothing()?] {
+        let mut known = Vec::new();
+        for question in Question::ALL {
+            known.push((question, question.ask(cached, &about).await?));
+        }
+        wired.proxy.refuse_connections(true);
+        wired.proxy.cut_all();
+        for (question, was_there) in known {
+            match question.ask(cached, &about).await {
+                Ok(is_there) => assert!(question.is_kept() && is_there == was_there, "{question:?}: {is_there}"),
+                Err(error) => assert!(!question.is_kept(), "{question:?}: {error:?}"),
+            }
+        }
+        wired.proxy.refuse_connections(false);
     }
     Ok(())
 }
@@ -173,10 +204,11 @@ async fn a_row_that_cannot_be_read_is_an_error_and_shows_nothing_of_itself() -> 
 #[tokio::test]
 async fn a_resolver_takes_no_run_database_for_a_control_plane() -> Result<()> {
     let databases = Databases::fresh().await?;
-    let error = DirectResolver::connect(&database_config(databases.run_ops_url())?).await;
+    let database = database_config(databases.run_ops_url())?;
     let endpoint = Endpoint { database: Residency::ControlPlane, is_replica: false };
-    let found = Residency::RunOps;
-    assert_eq!(error.map(drop), Err(TopologyError::WrongDatabase { endpoint, found }));
+    let refused = Err(TopologyError::WrongDatabase { endpoint, found: Residency::RunOps });
+    assert_eq!(DirectResolver::connect(&database).await.map(drop), refused);
+    assert_eq!(CachedResolver::connect(&database, &config(unheard)).await.map(drop), refused);
     Ok(())
 }
 
