@@ -12,7 +12,7 @@ use sea_orm_migration::{DbErr, MigrationName, MigrationTrait, SchemaManager};
 
 use crate::control_plane::notifications::{self, Notified};
 use crate::ddl::{Column, Enumeration, ForeignKey, Index, Table, add_column, drop_column};
-use crate::{Schema, concurrent, identity};
+use crate::{Schema, concurrent, fence, identity};
 
 /// One reversible change of a schema.
 #[derive(Clone, Debug)]
@@ -35,6 +35,8 @@ pub(crate) enum Change {
     DropForeignKeys(&'static [ForeignKey]),
     /// Triggers that tell of changed rows, and their function.
     CreateNotifications(&'static [Notified]),
+    /// Triggers that refuse births in these tables once a split was ended, and their function.
+    CreateFence(&'static [&'static str]),
 }
 
 impl Change {
@@ -53,7 +55,8 @@ impl Change {
             | Self::AddColumn { .. }
             | Self::AddForeignKeys(_)
             | Self::DropForeignKeys(_)
-            | Self::CreateNotifications(_) => false,
+            | Self::CreateNotifications(_)
+            | Self::CreateFence(_) => false,
         }
     }
 
@@ -73,7 +76,8 @@ impl Change {
             | Self::AddColumn { .. }
             | Self::AddForeignKeys(_)
             | Self::DropForeignKeys(_)
-            | Self::CreateNotifications(_) => (),
+            | Self::CreateNotifications(_)
+            | Self::CreateFence(_) => (),
         }
         Ok(())
     }
@@ -93,7 +97,8 @@ impl Change {
             | Self::AddColumn { .. }
             | Self::AddForeignKeys(_)
             | Self::DropForeignKeys(_)
-            | Self::CreateNotifications(_) => (),
+            | Self::CreateNotifications(_)
+            | Self::CreateFence(_) => (),
         }
         Ok(())
     }
@@ -126,6 +131,12 @@ impl Change {
                     execute(manager, &sql).await?;
                 }
             }
+            Self::CreateFence(tables) => {
+                execute(manager, &fence::create_function_sql()).await?;
+                for table in *tables {
+                    execute(manager, &fence::create_trigger_sql(table)).await?;
+                }
+            }
         }
         Ok(())
     }
@@ -154,6 +165,12 @@ impl Change {
                     execute(manager, &sql).await?;
                 }
                 execute(manager, notifications::DROP_FUNCTION).await?;
+            }
+            Self::CreateFence(tables) => {
+                for table in tables.iter().rev() {
+                    execute(manager, &fence::drop_trigger_sql(table)).await?;
+                }
+                execute(manager, fence::DROP_FUNCTION).await?;
             }
         }
         Ok(())

@@ -19,6 +19,11 @@ pub(crate) fn add_mark() -> Change {
     Change::AddColumn { table: TABLE, column: key_text("paired_with").null() }
 }
 
+/// Adds when the split was ended: while it says so, nothing is born in the run-ops database.
+pub(crate) fn add_end() -> Change {
+    Change::AddColumn { table: TABLE, column: timestamp("split_ended_at").null() }
+}
+
 fn table() -> Table {
     Table::new(
         TABLE,

@@ -6,7 +6,7 @@
 //!
 //! Reading order: `run_ops` and `control_plane` list the migrations, `shared` describes the run tables, `ddl` has the
 //! words they are written in, `change` says how a migration goes up and down, `concurrent` how indexes come and go beside
-//! traffic, `database` holds the checks before it, `catalogue` asks a database what it looks like.
+//! traffic, `fence` how births are refused once a split was ended, `database` holds the checks before it, `catalogue` asks a database what it looks like.
 
 #![warn(missing_docs)]
 
@@ -17,6 +17,7 @@ mod control_plane;
 mod database;
 mod ddl;
 mod error;
+mod fence;
 mod identity;
 mod run_ops;
 mod shared;

@@ -4,7 +4,7 @@ use crate::Schema;
 use crate::change::{Change, Migration};
 use crate::ddl::OnDelete::SetNull;
 use crate::ddl::{ForeignKey, Table, foreign_key_fixed, key_text};
-use crate::{identity, shared};
+use crate::{fence, identity, shared};
 
 /// The migrations in the order they are applied; the position of each is the schema version it leads to.
 pub(crate) fn migrations() -> Vec<Migration> {
@@ -22,6 +22,9 @@ pub(crate) fn migrations() -> Vec<Migration> {
         // Builds without it neither read nor write the mark.
         Migration::compatible("m0011_split_mark", identity::add_mark()),
         Migration::compatible("m0012_pending_version_index", Change::CreateIndexes(shared::pending_version_index())),
+        Migration::compatible("m0013_split_end", identity::add_end()),
+        // Builds without it create as before, and are refused once a split was ended.
+        Migration::compatible("m0014_birth_fence", Change::CreateFence(fence::FENCED)),
     ]
 }
 

@@ -38,7 +38,8 @@ fn tables(schema: Schema) -> Vec<Table> {
             Change::CreateEnums(_)
             | Change::AddForeignKeys(_)
             | Change::DropForeignKeys(_)
-            | Change::CreateNotifications(_) => (),
+            | Change::CreateNotifications(_)
+            | Change::CreateFence(_) => (),
         }
     }
     tables
@@ -56,7 +57,8 @@ fn enums(schema: Schema) -> Vec<Enumeration> {
             | Change::ReplaceIndex { .. }
             | Change::AddForeignKeys(_)
             | Change::DropForeignKeys(_)
-            | Change::CreateNotifications(_) => Vec::new(),
+            | Change::CreateNotifications(_)
+            | Change::CreateFence(_) => Vec::new(),
         })
         .collect()
 }
@@ -79,7 +81,8 @@ fn foreign_keys(schema: Schema) -> (Vec<ForeignKey>, Vec<ForeignKey>) {
             | Change::AddColumn { .. }
             | Change::CreateIndexes(_)
             | Change::ReplaceIndex { .. }
-            | Change::CreateNotifications(_) => (),
+            | Change::CreateNotifications(_)
+            | Change::CreateFence(_) => (),
         }
     }
     (ever, last)
@@ -295,6 +298,17 @@ fn only_tables_of_the_control_plane_tell_of_their_changes() {
             assert!(columns.contains(column), "the triggers of {} need its column {column}", told.table);
         }
     }
+}
+
+/// A row that is alive when it is born would keep a split from its end.
+#[test]
+fn tables_of_which_rows_are_born_alive_are_fenced_in_run_ops_alone() {
+    let fenced = |schema| -> Vec<&str> {
+        let of_change = |change| if let Change::CreateFence(tables) = change { tables } else { &[] };
+        changes(schema).into_iter().flat_map(of_change).copied().collect()
+    };
+    assert_eq!(fenced(Schema::RunOps), ["task_run", "batch_task_run", "waitpoint"]);
+    assert!(fenced(Schema::ControlPlane).is_empty(), "what is born in the control plane is never refused");
 }
 
 /// What is built or dropped beside traffic takes its locks outside of a transaction, and nothing else is done there.

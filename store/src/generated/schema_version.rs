@@ -6,4 +6,4 @@
 pub const CONTROL_PLANE_SCHEMA_VERSION: u32 = 18;
 
 /// The version of the run-ops schema.
-pub const RUN_OPS_SCHEMA_VERSION: u32 = 12;
+pub const RUN_OPS_SCHEMA_VERSION: u32 = 14;
