@@ -188,9 +188,28 @@ pub enum ErrorKind {
     /// The schema was migrated to a version that this build does not fit, or back. New connections are not used.
     #[error("the schema was changed to a version that does not fit this build")]
     SchemaChanged,
-    /// A row was to be born in a database that is paired with another control plane than this one.
+    /// A row was to be born in a database that is paired with another one than its partner here, or a new connection leads
+    /// to one. The row is not born, and the connection is not used.
     #[error("the two databases do not belong together: one is paired with another database")]
     PairedElsewhere,
+    /// A row was to be born in a run-ops database that no control plane knows of, by a store that was opened without one.
+    #[error(
+        "no split has begun in this run-ops database; let its first row be born through a store over both databases \
+         (`Topology::connect`)"
+    )]
+    NotPaired,
+    /// The split was ended after this process was started, so nothing is born in the run-ops database any more.
+    #[error(
+        "the split was ended, and nothing is born in the run-ops database any more; restart this process, with the split \
+         off, or on to begin a new one"
+    )]
+    SplitEnded,
+    /// Somebody began a split while this store, of a single database, was running: runs live in another database too, and
+    /// would be missing here. New connections are not used.
+    #[error(
+        "runs live in another database too, since a split began; restart this process with the settings of the split"
+    )]
+    RunsElsewhere,
     /// The server ran out of disk, memory or another resource.
     #[error("the server is out of resources (SQLSTATE {0})")]
     OutOfResources(SqlState),
@@ -423,6 +442,9 @@ impl StoreError {
             | ErrorKind::SwappedDatabase
             | ErrorKind::SchemaChanged
             | ErrorKind::PairedElsewhere
+            | ErrorKind::NotPaired
+            | ErrorKind::SplitEnded
+            | ErrorKind::RunsElsewhere
             | ErrorKind::SchemaMismatch(_)
             | ErrorKind::Decode
             | ErrorKind::Database(_)
@@ -639,6 +661,8 @@ fn classify_server(error: &dyn DatabaseError, state: SqlState) -> ErrorKind {
         // Ended by the administrator, a crash, the loss of the database or a time-out of the session.
         "57P01" | "57P02" | "57P04" | "57P05" | "25P03" | "25P04" => ErrorKind::Disconnected,
         "57P03" => ErrorKind::Unreachable,
+        // The fence of the run-ops database, a trigger of ours.
+        "RS001" => ErrorKind::SplitEnded,
         // The database does not exist.
         "3D000" | "42P01" | "42703" | "42704" | "42883" | "3F000" => ErrorKind::SchemaMismatch(state),
         _ => match &code[..2] {

@@ -366,9 +366,10 @@ pub async fn pair(control_plane: &str, run_ops: &str) -> Result<()> {
     let id = "SELECT id FROM store_identity";
     let first: String = sqlx::query_scalar(id).fetch_one(&mut control_plane).await?;
     let second: String = sqlx::query_scalar(id).fetch_one(&mut run_ops).await?;
-    for (connection, other) in [(&mut control_plane, second), (&mut run_ops, first)] {
-        sqlx::query("UPDATE store_identity SET paired_with = $1").bind(other).execute(connection).await?;
-    }
+    let mark = "UPDATE store_identity SET paired_with = $1";
+    sqlx::query(mark).bind(second).execute(&mut control_plane).await?;
+    let mark = "UPDATE store_identity SET paired_with = $1, split_ended_at = NULL";
+    sqlx::query(mark).bind(first).execute(&mut run_ops).await?;
     control_plane.close().await?;
     run_ops.close().await?;
     Ok(())

@@ -2,22 +2,11 @@
 
 use sea_orm::{DbBackend, DbErr, Statement};
 
-use super::Database;
 use super::batch_ends::FINAL;
 use super::rows::{Columns, Row};
+use super::{Database, Unit};
 use crate::error::Result;
 use crate::read::Read;
-
-/// How many of something there are.
-struct Counted(i64);
-
-impl Row for Counted {
-    const WIDTH: usize = 1;
-
-    fn read(columns: &mut Columns<'_>) -> Result<Self, DbErr> {
-        columns.value().map(Self)
-    }
-}
 
 /// What is alive in a database.
 pub(crate) struct Live {
@@ -29,27 +18,70 @@ pub(crate) struct Live {
     pub(crate) waitpoints: u64,
 }
 
-/// Counts what is alive in a database. Three statements.
+impl Row for Live {
+    const WIDTH: usize = 3;
+
+    fn read(columns: &mut Columns<'_>) -> Result<Self, DbErr> {
+        Ok(Self { runs: count(columns)?, batches: count(columns)?, waitpoints: count(columns)? })
+    }
+}
+
+/// How many edges there are.
+struct Edges(u64);
+
+impl Row for Edges {
+    const WIDTH: usize = 1;
+
+    fn read(columns: &mut Columns<'_>) -> Result<Self, DbErr> {
+        count(columns).map(Self)
+    }
+}
+
+/// A count is never negative.
+fn count(columns: &mut Columns<'_>) -> Result<u64, DbErr> {
+    columns.value::<i64>().map(|count| u64::try_from(count).unwrap_or_default())
+}
+
+/// Counts what is alive in a database. One statement.
 pub(crate) async fn count_live(database: &Database, operation: &'static str) -> Result<Live> {
-    let runs = format!("SELECT count(*) FROM task_run WHERE status NOT IN ({})", FINAL.as_str());
-    let batches = "SELECT count(*) FROM batch_task_run WHERE status IN ('PENDING', 'PROCESSING')".to_owned();
-    let waitpoints = "SELECT count(*) FROM waitpoint WHERE status = 'PENDING'".to_owned();
-    Ok(Live {
-        runs: count(database, operation, runs).await?,
-        batches: count(database, operation, batches).await?,
-        waitpoints: count(database, operation, waitpoints).await?,
-    })
+    Ok(only(database.fetch(operation, Read::Primary, counting()).await?))
+}
+
+/// As [`count_live`], with what keeps births out: what is not counted is not there, and none is born until the unit ends.
+///
+/// It waits for births under way, and those that come later wait for the unit. Three locks, waited for
+/// [`PATIENCE`] each: longer than the second after which the server makes a vacuum yield, or tells a deadlock.
+pub(crate) async fn count_live_alone(unit: &Unit<'_>) -> Result<Live> {
+    let statement = |sql: String| Statement::from_string(DbBackend::Postgres, sql);
+    unit.rows(statement(format!("SET LOCAL lock_timeout = '{PATIENCE}'"))).await?;
+    // Before the first read: in whatever isolation, that sees all that was committed before the locks were had.
+    unit.rows(statement("LOCK TABLE task_run, batch_task_run, waitpoint IN SHARE MODE".to_owned())).await?;
+    Ok(only(unit.fetch(counting()).await?))
+}
+
+/// How long [`count_live_alone`] waits for each lock.
+pub(crate) const PATIENCE: &str = "3s";
+
+fn counting() -> Statement {
+    let sql = format!(
+        "SELECT (SELECT count(*) FROM task_run WHERE status NOT IN ({})),
+            (SELECT count(*) FROM batch_task_run WHERE status IN ('PENDING', 'PROCESSING')),
+            (SELECT count(*) FROM waitpoint WHERE status = 'PENDING')",
+        FINAL.as_str()
+    );
+    Statement::from_string(DbBackend::Postgres, sql)
+}
+
+/// The answer's only row.
+fn only(rows: Vec<Live>) -> Live {
+    rows.into_iter().next().unwrap_or(Live { runs: 0, batches: 0, waitpoints: 0 })
 }
 
 /// Edges of a database's runs that name waitpoints which are not in it.
 pub(crate) async fn count_waiting_elsewhere(database: &Database, operation: &'static str) -> Result<u64> {
     let edges = "SELECT count(*) FROM task_run_waitpoint AS edge
         WHERE NOT EXISTS (SELECT 1 FROM waitpoint WHERE waitpoint.id = edge.waitpoint_id)";
-    count(database, operation, edges.to_owned()).await
-}
-
-async fn count(database: &Database, operation: &'static str, sql: String) -> Result<u64> {
-    let counted: Vec<Counted> =
-        database.fetch(operation, Read::Primary, Statement::from_string(DbBackend::Postgres, sql)).await?;
-    Ok(counted.iter().map(|Counted(count)| u64::try_from(*count).unwrap_or_default()).sum())
+    let counted: Vec<Edges> =
+        database.fetch(operation, Read::Primary, Statement::from_string(DbBackend::Postgres, edges)).await?;
+    Ok(counted.iter().map(|Edges(count)| count).sum())
 }

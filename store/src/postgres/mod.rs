@@ -50,7 +50,7 @@ use crate::model::{Run, RunSummary, Snapshot};
 use crate::read::Read;
 use crate::residency::Residency;
 use crate::runs::Runs;
-use crate::topology::{Pairing, Split};
+use crate::topology::{Pairing, Solitary, Split};
 use crate::transitions::{
     BatchExpiry, CancelRun, CancelRunOutcome, CompleteAttemptSuccess, EnqueueDelayedOutcome, EnqueueDelayedRun,
     ExpireParkedOutcome, ExpireParkedRun, ExpireRun, ExpireRunOutcome, FailRunPermanently, FinalizeRun,
@@ -72,7 +72,7 @@ pub(crate) use finds::check;
 pub(crate) use input::{check_snapshot, text as check_text, within};
 pub(crate) use keys::{check_clearing, check_keys, distinct};
 pub(crate) use lists::Filter;
-pub(crate) use live::{Live, count_live, count_waiting_elsewhere};
+pub(crate) use live::{Live, PATIENCE, count_live, count_live_alone, count_waiting_elsewhere};
 pub(crate) use rows::{Columns, Row};
 pub(crate) use schema::text_array;
 pub use schema::{ControlPlane, Pair, RunOps, Schema, Twin};
@@ -89,10 +89,20 @@ pub struct PgRunStore<S: Schema> {
     clock: Arc<dyn Clock>,
     hook: Option<Arc<dyn TransitionHook>>,
     guard: Option<Arc<dyn CompletionGuard>>,
-    /// What is seen to before a row is born here, if this is the run-ops database of a split.
-    pairing: Option<Arc<Pairing>>,
+    /// What is seen to before a row is born here.
+    births: Births,
     texts: Texts,
     schema: PhantomData<S>,
+}
+
+/// What has to be true before a row is born in a database.
+enum Births {
+    /// Nothing: it is the control plane.
+    Free,
+    /// The databases of the split name each other; if not, they are made to.
+    Paired(Pairing),
+    /// It is a run-ops database by itself, and a split has begun.
+    Known(Solitary),
 }
 
 impl<S: Schema> PgRunStore<S> {
@@ -102,7 +112,7 @@ impl<S: Schema> PgRunStore<S> {
             clock: Arc::new(SystemClock),
             hook: None,
             guard: None,
-            pairing: None,
+            births: Births::Free,
             texts: Texts::default(),
             schema: PhantomData,
         }
@@ -127,15 +137,22 @@ impl<S: Schema> PgRunStore<S> {
 
     /// Lets no run, batch or waitpoint be born here before the databases of the split name each other.
     #[must_use]
-    pub(crate) fn with_pairing(self, pairing: Arc<Pairing>) -> Self {
-        Self { pairing: Some(pairing), ..self }
+    pub(crate) fn with_pairing(self, pairing: Pairing) -> Self {
+        Self { births: Births::Paired(pairing), ..self }
+    }
+
+    /// Lets no run, batch or waitpoint be born here before a split has begun.
+    #[must_use]
+    pub(crate) fn by_itself(self, solitary: Solitary) -> Self {
+        Self { births: Births::Known(solitary), ..self }
     }
 
     /// Sees to what has to be true before a run, a batch or a waitpoint is born here; see [`Pairing::ensure`].
     async fn before_a_birth(&self, operation: &'static str) -> Result<()> {
-        match &self.pairing {
-            Some(pairing) => pairing.ensure(operation).await,
-            None => Ok(()),
+        match &self.births {
+            Births::Free => Ok(()),
+            Births::Paired(pairing) => pairing.ensure(operation).await,
+            Births::Known(solitary) => solitary.ensure(operation).await,
         }
     }
 

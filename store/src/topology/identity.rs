@@ -18,6 +18,8 @@ pub(super) struct Fingerprint {
     pub(super) is_standby: bool,
     /// Identifier of the cluster, where the role may read it.
     system: Option<i64>,
+    /// When the server was started, to the microsecond; everybody may read it.
+    started: String,
     /// The database within the cluster.
     database: i64,
     pub(super) identity: Option<Identity>,
@@ -32,7 +34,12 @@ pub(super) struct Identity {
     pub(super) compatible_from: i64,
     /// The identity of the other database of a split, once runs are created there.
     pub(super) paired_with: Option<String>,
+    /// When the last split was ended, if no other one was begun since; only in the run-ops database.
+    pub(super) ended: Option<String>,
 }
+
+/// When a split was ended, in a query of the identity's columns: exact, and the same in every session.
+pub(super) const ENDED: &str = "extract(epoch FROM split_ended_at)::text";
 
 /// How two databases compare.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -48,13 +55,18 @@ pub(super) enum Comparison {
 impl Fingerprint {
     /// Whether two servers give the same database, or a database and a copy of it.
     ///
-    /// A database has one identity row, so two different ids prove two databases, also where the cluster's identifier
-    /// may not be read. Equal ids are refused even on different clusters: one is a copy and still calls itself the other.
+    /// The place tells: cluster and database or, where the cluster's identifier may not be read, database and the moment at
+    /// which the server was started. It is asked first, for one database can have an identity in each of two schemas. After
+    /// that two different ids prove two databases. Equal ids are refused even on different clusters: one is a copy and
+    /// still calls itself the other.
     pub(super) fn compare(&self, other: &Self) -> Comparison {
         let ids = self.identity.as_ref().zip(other.identity.as_ref());
         let places = self.system.zip(other.system);
         if places.is_some_and(|(one, other)| one == other) && self.database == other.database {
             return Comparison::Same("one cluster, one database");
+        }
+        if places.is_none() && self.started == other.started && self.database == other.database {
+            return Comparison::Same("servers started at one moment, one database");
         }
         match (ids, places) {
             (Some((one, other)), _) if one.id == other.id => {
@@ -67,9 +79,10 @@ impl Fingerprint {
         }
     }
 
-    /// Whether this is a replica of `primary`.
+    /// Whether this is a replica of `primary`. What has no identity is nobody's.
     pub(super) fn follows(&self, primary: &Self) -> bool {
-        let same_id = self.identity.as_ref().map(|row| &row.id) == primary.identity.as_ref().map(|row| &row.id);
+        let ids = self.identity.as_ref().zip(primary.identity.as_ref());
+        let same_id = ids.is_some_and(|(own, other)| own.id == other.id);
         let same_system = self.system.zip(primary.system).is_none_or(|(one, other)| one == other);
         same_id && same_system && self.database == primary.database
     }
@@ -125,9 +138,14 @@ pub(super) async fn probe(
     }
 }
 
+/// The columns of an identity. An older schema does not have them all.
+const IDENTITY: &str = "store, id, schema_version::bigint, compatible_from::bigint,
+    to_jsonb(store_identity) ->> 'paired_with' AS paired_with,
+    extract(epoch FROM (to_jsonb(store_identity) ->> 'split_ended_at')::timestamptz)::text AS ended";
+
 async fn ask(connection: &mut PgConnection) -> Result<Fingerprint, sqlx::Error> {
     let about = sqlx::raw_sql(
-        "SELECT pg_is_in_recovery() AS is_standby,
+        "SELECT pg_is_in_recovery() AS is_standby, extract(epoch FROM pg_postmaster_start_time())::text AS started,
             (SELECT oid::bigint FROM pg_database WHERE datname = current_database()) AS database,
             to_regclass('store_identity') IS NOT NULL AS has_identity,
             coalesce(has_function_privilege(to_regprocedure('pg_control_system()'), 'EXECUTE'), FALSE) AS may_read_system",
@@ -142,16 +160,18 @@ async fn ask(connection: &mut PgConnection) -> Result<Fingerprint, sqlx::Error> 
     };
     let identity = if about.try_get("has_identity")? {
         // A schema that is too old has no mark, and is still to say which version it is.
-        let row = sqlx::raw_sql(
-            "SELECT store, id, schema_version::bigint, compatible_from::bigint,
-                to_jsonb(store_identity) ->> 'paired_with' AS paired_with
-             FROM store_identity",
-        );
-        row.fetch_all(&mut *connection).await?.first().map(Identity::of_row).transpose()?
+        let row = sqlx::AssertSqlSafe(format!("SELECT {IDENTITY} FROM store_identity"));
+        sqlx::raw_sql(row).fetch_all(&mut *connection).await?.first().map(Identity::of_row).transpose()?
     } else {
         None
     };
-    Ok(Fingerprint { is_standby: about.try_get("is_standby")?, system, database: about.try_get("database")?, identity })
+    Ok(Fingerprint {
+        is_standby: about.try_get("is_standby")?,
+        system,
+        started: about.try_get("started")?,
+        database: about.try_get("database")?,
+        identity,
+    })
 }
 
 impl Identity {
@@ -162,6 +182,7 @@ impl Identity {
             schema_version: row.try_get("schema_version")?,
             compatible_from: row.try_get("compatible_from")?,
             paired_with: row.try_get("paired_with")?,
+            ended: row.try_get("ended")?,
         })
     }
 }
@@ -177,26 +198,60 @@ fn refusal(endpoint: Endpoint, error: &sqlx::Error) -> TopologyError {
     }
 }
 
-/// What every connection of a pool has to lead to: the database that start-up found, in the same role.
+/// What a database may say of the other database of a split.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Partner {
+    /// Nothing: all runs live here.
+    Nobody,
+    /// Nothing yet, or this id.
+    Is(String),
+    /// Anything: it is opened for what does not depend on it.
+    Anybody,
+}
+
+impl Partner {
+    /// Those of a control plane and a run-ops database.
+    pub(super) fn of_both(control_plane: &Fingerprint, run_ops: &Fingerprint) -> [Self; 2] {
+        let partner = |found: &Fingerprint| {
+            found.identity.as_ref().map_or(Self::Nobody, |identity| Self::Is(identity.id.clone()))
+        };
+        [partner(run_ops), partner(control_plane)]
+    }
+
+    /// Whether a database that is `paired_with` another one may be used.
+    fn check(&self, paired_with: Option<&String>) -> Result<(), ErrorKind> {
+        match (self, paired_with) {
+            (_, None) | (Self::Anybody, Some(_)) => Ok(()),
+            (Self::Nobody, Some(_)) => Err(ErrorKind::RunsElsewhere),
+            (Self::Is(partner), Some(id)) if partner == id => Ok(()),
+            (Self::Is(_), Some(_)) => Err(ErrorKind::PairedElsewhere),
+        }
+    }
+}
+
+/// What every connection of a pool has to lead to: the database that start-up found, in the same role, with the same partner.
 #[derive(Clone, Debug)]
 pub(crate) struct Expected {
     endpoint: Endpoint,
     id: String,
+    partner: Partner,
     /// A copy has the same identity row, but another place.
     system: Option<i64>,
     database: i64,
 }
 
-/// One round trip for each new connection. The identity's own columns are enough: an older or newer schema has them. `$` is
-/// where the cluster's identifier comes from.
-const WHO: &str = "SELECT store, id, schema_version::bigint, compatible_from::bigint, NULL AS paired_with,
-    (SELECT oid::bigint FROM pg_database WHERE datname = current_database()) AS database, $ AS system,
-    pg_is_in_recovery() AS is_standby FROM store_identity";
+/// One round trip for each new connection. `system` is where the cluster's identifier comes from.
+fn who(system: &str) -> String {
+    format!(
+        "SELECT {IDENTITY}, (SELECT oid::bigint FROM pg_database WHERE datname = current_database()) AS database,
+            {system} AS system, pg_is_in_recovery() AS is_standby FROM store_identity"
+    )
+}
 
 impl Expected {
     /// What leads to the database that `primary` was found to be, which has this identity.
-    pub(super) fn new(endpoint: Endpoint, id: String, primary: &Fingerprint) -> Self {
-        Self { endpoint, id, system: primary.system, database: primary.database }
+    pub(super) fn new(endpoint: Endpoint, id: String, partner: Partner, primary: &Fingerprint) -> Self {
+        Self { endpoint, id, partner, system: primary.system, database: primary.database }
     }
 
     /// Asks a new connection who it leads to.
@@ -207,7 +262,7 @@ impl Expected {
         let database = self.endpoint.database;
         // Asked for only where start-up could: a function that may not be called fails the statement.
         let system = self.system.map_or("NULL::bigint", |_| "(SELECT system_identifier FROM pg_control_system())");
-        let who = sqlx::AssertSqlSafe(WHO.replace('$', system));
+        let who = sqlx::AssertSqlSafe(who(system));
         let answer = sqlx::raw_sql(who).fetch_all(&mut *connection).await.and_then(|rows| {
             let read = |row: &PgRow| {
                 let place = (row.try_get("system")?, row.try_get("database")?);
@@ -232,6 +287,7 @@ impl Expected {
         if is_standby != self.endpoint.is_replica {
             return Err(ErrorKind::RoleChanged);
         }
+        self.partner.check(identity.paired_with.as_ref())?;
         identity.check_schema(self.endpoint).map_err(|_| ErrorKind::SchemaChanged)
     }
 }
@@ -247,13 +303,20 @@ mod tests {
             schema_version: 1,
             compatible_from: 1,
             paired_with: None,
+            ended: None,
         });
-        Fingerprint { is_standby: false, system, database, identity }
+        Fingerprint { is_standby: false, system, started: "1".to_owned(), database, identity }
+    }
+
+    fn started_later(fingerprint: Fingerprint) -> Fingerprint {
+        Fingerprint { started: "2".to_owned(), ..fingerprint }
     }
 
     #[test]
     fn two_databases_are_distinct_only_where_that_is_proven() {
         let here = fingerprint(Some(1), 5, Some("a"));
+        let untold = fingerprint(None, 5, Some("a"));
+        let untold_b = fingerprint(None, 5, Some("b"));
         let unnamed = fingerprint(None, 5, None);
         let cases = [
             ("the same database", &here, fingerprint(Some(1), 5, Some("a")), false),
@@ -261,15 +324,45 @@ mod tests {
             ("another database of the cluster", &here, fingerprint(Some(1), 6, Some("b")), true),
             ("another cluster", &here, fingerprint(Some(2), 5, Some("b")), true),
             ("a copy on another cluster", &here, fingerprint(Some(2), 5, Some("a")), false),
-            ("a server that does not tell its cluster, other identity", &here, fingerprint(None, 5, Some("b")), true),
+            ("a schema of its own in one database", &untold, fingerprint(None, 5, Some("b")), false),
+            ("the same server by a role that may ask", &here, fingerprint(None, 5, Some("b")), false),
+            ("another server that does not tell its cluster", &here, started_later(untold_b.clone()), true),
+            ("two servers that do not tell their clusters", &untold, started_later(untold_b), true),
+            ("another database of a server that does not tell", &untold, fingerprint(None, 6, Some("b")), true),
+            ("two clusters that were started at one moment", &here, fingerprint(Some(2), 5, Some("b")), true),
             ("a server that does not tell its cluster, same identity", &here, fingerprint(None, 5, Some("a")), false),
             ("neither cluster nor identity", &here, unnamed.clone(), false),
-            ("nothing is known of either", &unnamed, fingerprint(None, 6, None), false),
+            ("nothing is known of either", &unnamed, started_later(fingerprint(None, 6, None)), false),
         ];
         for (name, here, other, expected) in cases {
             let is_distinct = |one: &Fingerprint, other| matches!(one.compare(other), Comparison::Distinct(_));
             assert_eq!(is_distinct(here, &other), expected, "{name}");
             assert_eq!(is_distinct(&other, here), expected, "{name}, the other way round");
+        }
+    }
+
+    #[test]
+    fn what_has_no_identity_follows_nobody() {
+        let (named, unnamed) = (fingerprint(Some(1), 5, Some("a")), fingerprint(Some(1), 5, None));
+        assert!(named.follows(&named));
+        for (one, other) in [(&unnamed, &unnamed), (&named, &unnamed), (&unnamed, &named)] {
+            assert!(!one.follows(other));
+        }
+    }
+
+    #[test]
+    fn a_database_is_used_only_with_the_partner_that_is_known() {
+        let is = |id: &str| Partner::Is(id.to_owned());
+        let cases = [
+            (Partner::Nobody, None, Ok(())),
+            (Partner::Nobody, Some("a"), Err(ErrorKind::RunsElsewhere)),
+            (is("a"), None, Ok(())),
+            (is("a"), Some("a"), Ok(())),
+            (is("a"), Some("b"), Err(ErrorKind::PairedElsewhere)),
+            (Partner::Anybody, Some("a"), Ok(())),
+        ];
+        for (partner, mark, expected) in cases {
+            assert_eq!(partner.check(mark.map(str::to_owned).as_ref()), expected, "{partner:?}, {mark:?}");
         }
     }
 }

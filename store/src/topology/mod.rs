@@ -28,9 +28,9 @@ use crate::runs::Runs;
 pub use config::{AddressError, Config, ConfigError, DatabaseConfig, Pooler, SecretUrl};
 pub use error::{Endpoint, TopologyError};
 pub use gate::{Check, CheckName, GateReport, Verdict, examine};
-use identity::{Expected, Fingerprint};
-pub(crate) use pairing::Pairing;
+use identity::{Expected, Fingerprint, Partner};
 pub use pairing::{EndSplitError, EndedSplit, end_split};
+pub(crate) use pairing::{Pairing, Solitary};
 pub(crate) use pools::{CheckedPool, Refusals};
 pub use variables::{
     CONTROL_PLANE_CACHE_CAPACITY, CONTROL_PLANE_CACHE_TTL_MS, CONTROL_PLANE_DATABASE_URL, CONTROL_PLANE_DIRECT_URL,
@@ -170,7 +170,11 @@ async fn open_all(config: &Config) -> Result<Opened, TopologyError> {
     for check in report.warnings() {
         tracing::warn!(check = %check.name, server = check.about.map(tracing::field::display), "{}", check.evidence);
     }
-    let control_plane = pools_of(Residency::ControlPlane, &config.control_plane, &found)?;
+    let [of_control_plane, of_run_ops] = match &run_ops {
+        None => [Partner::Nobody, Partner::Nobody],
+        Some(run_ops) => Partner::of_both(&found, run_ops),
+    };
+    let control_plane = pools_of(Residency::ControlPlane, &config.control_plane, &found, of_control_plane)?;
     let store = PgRunStore::<ControlPlane>::new(Arc::clone(&control_plane)).configured(config);
     let runs: Arc<dyn RunStore> = match config.run_ops.as_ref().zip(run_ops) {
         None => Arc::new(match &config.guard {
@@ -178,9 +182,9 @@ async fn open_all(config: &Config) -> Result<Opened, TopologyError> {
             None => store,
         }),
         Some((config_of_run_ops, found_at_run_ops)) => {
-            let run_ops = pools_of(Residency::RunOps, config_of_run_ops, &found_at_run_ops)?;
+            let run_ops = pools_of(Residency::RunOps, config_of_run_ops, &found_at_run_ops, of_run_ops)?;
             let pairing = Pairing::new([(&control_plane, &found), (&run_ops, &found_at_run_ops)]);
-            let run_ops = PgRunStore::<RunOps>::new(run_ops).configured(config).with_pairing(Arc::new(pairing));
+            let run_ops = PgRunStore::<RunOps>::new(run_ops).configured(config).with_pairing(pairing);
             let members: Vec<(Residency, Arc<dyn RunStore>)> =
                 vec![(Residency::ControlPlane, Arc::new(store)), (Residency::RunOps, Arc::new(run_ops))];
             let router = RoutingRunStore::new(Policy::DEFAULT, members)?.with_claim_policy(config.claims);
@@ -197,13 +201,19 @@ async fn open_all(config: &Config) -> Result<Opened, TopologyError> {
 /// Opens one database by itself, after asking its servers who they are.
 pub(crate) async fn open(database: Residency, config: &DatabaseConfig) -> Result<Arc<Database>, TopologyError> {
     let found = gate::pass_one(database, config).await?;
-    pools_of(database, config, &found)
+    pools_of(database, config, &found, Partner::Anybody)
 }
 
 /// The pools of a database whose primary was found to be `found`.
-fn pools_of(database: Residency, config: &DatabaseConfig, found: &Fingerprint) -> Result<Arc<Database>, TopologyError> {
+fn pools_of(
+    database: Residency,
+    config: &DatabaseConfig,
+    found: &Fingerprint,
+    partner: Partner,
+) -> Result<Arc<Database>, TopologyError> {
     let identity = found.identity.as_ref().ok_or(TopologyError::NotMigrated(Endpoint::primary(database)))?;
-    let pool = |endpoint, url| pools::open(config, url, Expected::new(endpoint, identity.id.clone(), found));
+    let expected = |endpoint| Expected::new(endpoint, identity.id.clone(), partner.clone(), found);
+    let pool = |endpoint, url| pools::open(config, url, expected(endpoint));
     let replica = config.replica_url.as_ref().map(|url| pool(Endpoint::replica(database), url));
     let pools = Database::new(database, pool(Endpoint::primary(database), &config.url), replica);
     Ok(Arc::new(pools.behind(config.pooler)))
@@ -222,10 +232,18 @@ impl<S: Schema> PgRunStore<S> {
     /// Opens one database, after asking its servers who they are.
     ///
     /// Nothing is known of another one: whether the two are different, and belong together, is for [`Topology::connect`].
+    /// So a control plane is taken for all there is, also if it is one of two, and in a run-ops database nothing is born
+    /// before a split has begun there ([`ErrorKind::NotPaired`](crate::ErrorKind::NotPaired)).
     ///
     /// # Errors
     /// [`TopologyError`], as [`connect`].
     pub async fn connect(config: &DatabaseConfig) -> Result<Self, TopologyError> {
-        Ok(Self::new(open(S::RESIDENCY, config).await?))
+        let found = gate::pass_one(S::RESIDENCY, config).await?;
+        let database = pools_of(S::RESIDENCY, config, &found, Partner::Anybody)?;
+        let store = Self::new(Arc::clone(&database));
+        Ok(match S::RESIDENCY {
+            Residency::ControlPlane => store,
+            Residency::RunOps => store.by_itself(Solitary::new(database, &found)),
+        })
     }
 }

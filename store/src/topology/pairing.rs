@@ -2,33 +2,64 @@
 //!
 //! With the split off, the runs of the run-ops database would be missing without a word. So before a process lets the first
 //! run, batch or waitpoint be born there, it sees to it that the identity rows of both databases name each other. Start-up
-//! refuses a control plane with such a mark unless the split is on, and databases whose marks name others. [`end_split`]
-//! takes the marks away once nothing lives in the run-ops database any more.
+//! refuses a control plane with such a mark unless the split is on, and databases whose marks name others; so does every
+//! connection that is opened later, also in a process that was started before there were marks. [`end_split`] takes the
+//! marks away once nothing lives in the run-ops database any more.
 //!
 //! # A crash in between
 //!
 //! The marks are two updates in two databases. The control plane gets its mark first and loses it last, so that it says so
-//! whenever something can be alive in the run-ops database, as long as nobody creates there once [`end_split`] was asked. A crash leaves, at worst, a mark on the control plane
-//! alone. A split takes that for a pairing that is to be completed, and [`end_split`] for one that is to be ended.
+//! whenever something can be alive in the run-ops database. A crash leaves, at worst, a mark on the control plane alone. A
+//! split takes that for a pairing that is to be completed, and [`end_split`] for one that is to be ended. The run-ops
+//! database is read before the control plane is marked: one that cannot be reached, or refuses, leaves no mark.
+//!
+//! # No birth after the end
+//!
+//! A process that knew the marks before an end asks no more, so the database itself refuses it. While the identity row of
+//! the run-ops database says when the split was ended, triggers refuse every insert into the tables of which rows are born
+//! alive: runs, batches and waitpoints. [`end_split`] keeps writers from these tables, counts what is alive, and says that
+//! the split has ended, all in one transaction. A birth that had begun before has its row counted: the lock waits for it.
+//! One that begins later waits for the lock, finds the split ended, and is refused with [`ErrorKind::SplitEnded`]. There is
+//! no birth in between.
+//!
+//! A split that is on again is open again: the first birth pairs the databases and takes away what the end has said. Only a
+//! process that was started after the last end does so, for it has seen which one it was. One from before it is refused,
+//! whether it knew the marks or not; at worst, if the end came between its question and its mark, it leaves that mark on the
+//! control plane. And an end that is on its way to the control plane's mark when another split begins does not take away
+//! the mark of that one: it locks the identity row of run-ops and looks whether the split is still over, and whoever takes
+//! an end away marks the control plane once more.
+//!
+//! # Edges
+//!
+//! A run of the control plane can wait for a waitpoint of the run-ops database, and the edge lies in the control plane,
+//! where nothing is fenced. Edges are counted while births are held off. One that is made, or committed, after that count
+//! names a waitpoint that is not pending: of those none is left, and none is born. So its run is held up by nothing. Whoever
+//! made the edge counts no pending waitpoint and resumes the run, which takes the edge away. If it dies before that, the
+//! edge stays until the run is resumed, retried or ended by others: in a split as ever, while a store over the control plane
+//! alone answers [`ErrorKind::DanglingBlocker`] and takes nothing for done. It is not lost, and the split can be turned on
+//! again.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use sea_orm::{DbBackend, Statement};
+use sea_orm::{DbBackend, DbErr, QueryResult, Statement, Value};
 
 use super::config::{Config, ConfigError};
 use super::error::TopologyError;
-use super::identity::Fingerprint;
+use super::identity::{ENDED, Fingerprint, Partner};
 use super::variables::RUN_OPS_DATABASE_URL;
 use super::{gate, pools_of};
 use crate::error::{ErrorKind, Result, StoreError};
-use crate::postgres::{Database, Live, count_live, count_waiting_elsewhere};
+use crate::postgres::{Columns, Database, Live, PATIENCE, Row, count_live, count_live_alone, count_waiting_elsewhere};
+use crate::read::Read;
 use crate::residency::Residency;
 
 /// The databases of a split, and whether they are known to name each other.
 pub(crate) struct Pairing {
     control_plane: Member,
     run_ops: Member,
+    /// The end that start-up has found, if the split had been ended before. A later one is not taken away.
+    ended: Option<String>,
     is_done: AtomicBool,
 }
 
@@ -36,6 +67,52 @@ pub(crate) struct Pairing {
 struct Member {
     database: Arc<Database>,
     id: String,
+}
+
+/// The run-ops database of a store that was opened without its control plane, which cannot be marked.
+pub(crate) struct Solitary {
+    member: Member,
+    is_paired: AtomicBool,
+}
+
+impl Solitary {
+    pub(super) fn new(database: Arc<Database>, found: &Fingerprint) -> Self {
+        let identity = found.identity.as_ref();
+        let is_paired = identity.is_some_and(|identity| identity.paired_with.is_some());
+        let id = identity.map(|identity| identity.id.clone()).unwrap_or_default();
+        Self { member: Member { database, id }, is_paired: AtomicBool::new(is_paired) }
+    }
+
+    /// Lets a row be born only if a split has begun: then a control plane says so, too, and it is not opened alone.
+    ///
+    /// Statements: none where start-up has found the mark, else one each time until it is there.
+    ///
+    /// # Errors
+    /// `NotPaired`, and those of a read. The row is not born.
+    pub(crate) async fn ensure(&self, operation: &'static str) -> Result<()> {
+        if self.is_paired.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        if self.member.look(operation).await?.paired_with.is_none() {
+            return Err(StoreError::new(operation, Some(Residency::RunOps), ErrorKind::NotPaired));
+        }
+        self.is_paired.store(true, Ordering::Release);
+        Ok(())
+    }
+}
+
+/// What an identity row says of a split.
+struct Mark {
+    paired_with: Option<String>,
+    ended: Option<String>,
+}
+
+impl Row for Mark {
+    const WIDTH: usize = 2;
+
+    fn read(columns: &mut Columns<'_>) -> Result<Self, DbErr> {
+        Ok(Self { paired_with: columns.value()?, ended: columns.value()? })
+    }
 }
 
 impl Pairing {
@@ -46,42 +123,126 @@ impl Pairing {
             names.is_some_and(|(own, other)| own.paired_with.as_ref() == Some(&other.id))
         };
         let [(_, control_plane), (_, run_ops)] = members;
-        let is_done = is_named(control_plane, run_ops) && is_named(run_ops, control_plane);
+        let ended = run_ops.identity.as_ref().and_then(|identity| identity.ended.clone());
+        let is_done = is_named(control_plane, run_ops) && is_named(run_ops, control_plane) && ended.is_none();
         let [control_plane, run_ops] = members.map(|(database, found)| Member {
             database: Arc::clone(database),
             id: found.identity.as_ref().map(|identity| identity.id.clone()).unwrap_or_default(),
         });
-        Self { control_plane, run_ops, is_done: AtomicBool::new(is_done) }
+        Self { control_plane, run_ops, ended, is_done: AtomicBool::new(is_done) }
     }
 
     /// Sees to it that both databases name each other. To be called before a row is born in the run-ops database.
     ///
-    /// Statements: two, one on each primary, the first time in a process; none after that, nor where start-up has found
-    /// the marks.
+    /// Statements: three, one on the control plane and two on run-ops, the first time in a process, and one more on the
+    /// control plane if it begins a split anew; none after that, nor where start-up has found the marks.
     ///
     /// # Errors
-    /// `PairedElsewhere`, and those of a write. The row is not born.
+    /// `PairedElsewhere`, `SplitEnded`, and those of a write. The row is not born.
     pub(crate) async fn ensure(&self, operation: &'static str) -> Result<()> {
         if self.is_done.load(Ordering::Acquire) {
             return Ok(());
         }
+        // So that what cannot be completed is not begun.
+        let found = self.run_ops.look(operation).await?;
+        self.check_run_ops(operation, &found)?;
         self.control_plane.mark(operation, &self.run_ops.id).await?;
-        self.run_ops.mark(operation, &self.control_plane.id).await?;
+        self.mark_run_ops(operation).await?;
+        if self.ended.is_some() {
+            // The end that is taken away here may have been on its way to the control plane's mark.
+            self.control_plane.mark(operation, &self.run_ops.id).await?;
+        }
         // Whoever comes in between repeats what is done already.
         self.is_done.store(true, Ordering::Release);
         Ok(())
     }
+
+    /// Whether the run-ops database lets itself be paired by this process.
+    fn check_run_ops(&self, operation: &'static str, found: &Mark) -> Result<()> {
+        let refused = |kind| Err(StoreError::new(operation, Some(Residency::RunOps), kind));
+        if found.paired_with.as_ref().is_some_and(|id| *id != self.control_plane.id) {
+            return refused(ErrorKind::PairedElsewhere);
+        }
+        if found.ended.is_some() && found.ended != self.ended {
+            return refused(ErrorKind::SplitEnded);
+        }
+        Ok(())
+    }
+
+    /// Names the control plane in the identity row of the run-ops database, unless that names another one, or the split
+    /// was ended after start-up; what it said of an end before that is over.
+    async fn mark_run_ops(&self, operation: &'static str) -> Result<()> {
+        let mark = format!(
+            "UPDATE store_identity SET paired_with = $1, split_ended_at = NULL
+             WHERE id = $2 AND (paired_with IS NULL OR paired_with = $1)
+             AND (split_ended_at IS NULL OR {ENDED} = $3) RETURNING 1"
+        );
+        let values =
+            [self.control_plane.id.as_str().into(), self.run_ops.id.as_str().into(), self.ended.clone().into()];
+        if self.run_ops.change(operation, &mark, values).await?.is_empty() {
+            // Changed since it was looked at.
+            let found = self.run_ops.look(operation).await?;
+            self.check_run_ops(operation, &found)?;
+            return Err(StoreError::new(operation, Some(Residency::RunOps), ErrorKind::PairedElsewhere));
+        }
+        Ok(())
+    }
+
+    /// Counts what is alive in the run-ops database, or waits for something there, with births held off; if there is
+    /// nothing, takes its mark away and says that the split has ended. All or nothing. Returns whether there was a mark.
+    async fn end_run_ops(&self, operation: &'static str) -> Result<bool, EndSplitError> {
+        // Another moment each time: whoever saw an earlier end, and goes by it, is told.
+        const END: &str = "UPDATE store_identity AS new SET paired_with = NULL, split_ended_at = clock_timestamp()
+            FROM (SELECT paired_with FROM store_identity WHERE id = $1 FOR UPDATE) AS old
+            WHERE new.id = $1 RETURNING old.paired_with IS NOT NULL";
+        let unit = self.run_ops.database.begin(operation).await?;
+        let live = count_live_alone(&unit).await.map_err(EndSplitError::locking)?;
+        let edges = count_waiting_elsewhere(&self.control_plane.database, operation).await?;
+        if let Err(still_live) = check_over(&live, edges) {
+            unit.abandon().await;
+            return Err(still_live);
+        }
+        let end = Statement::from_sql_and_values(DbBackend::Postgres, END, [self.run_ops.id.as_str().into()]);
+        let rows = unit.rows(end).await.map_err(EndSplitError::locking)?;
+        let had_one = rows.first().map(|row| row.try_get_by_index(0)).transpose();
+        let had_one = had_one.map_err(|error| unit.decode_error(&error))?;
+        unit.commit().await?;
+        Ok(had_one.unwrap_or(false))
+    }
+
+    /// Takes the mark of the control plane away, if the run-ops database still says that the split has ended; and keeps
+    /// others from beginning another one before that is done. Returns whether there was a mark.
+    async fn end_control_plane(&self, operation: &'static str) -> Result<bool, EndSplitError> {
+        const IS_OVER: &str = "SELECT 1 FROM store_identity
+            WHERE id = $1 AND paired_with IS NULL AND split_ended_at IS NOT NULL FOR UPDATE";
+        let unit = self.run_ops.database.begin(operation).await?;
+        let is_over = Statement::from_sql_and_values(DbBackend::Postgres, IS_OVER, [self.run_ops.id.as_str().into()]);
+        if unit.rows(is_over).await?.is_empty() {
+            unit.abandon().await;
+            return Err(EndSplitError::BegunAgain);
+        }
+        let had_one = self.control_plane.unmark(operation).await?;
+        unit.abandon().await;
+        Ok(had_one)
+    }
 }
 
 impl Member {
+    /// What the identity row says on the primary.
+    async fn look(&self, operation: &'static str) -> Result<Mark> {
+        let look = format!("SELECT paired_with, {ENDED} FROM store_identity WHERE id = $1");
+        let statement = Statement::from_sql_and_values(DbBackend::Postgres, look, [self.id.as_str().into()]);
+        let found: Vec<Mark> = self.database.fetch(operation, Read::Primary, statement).await?;
+        let swapped = || StoreError::new(operation, Some(self.database.residency()), ErrorKind::SwappedDatabase);
+        found.into_iter().next().ok_or_else(swapped)
+    }
+
     /// Names the other database in the identity row, unless that names another one.
     async fn mark(&self, operation: &'static str, other: &str) -> Result<()> {
         const MARK: &str = "UPDATE store_identity SET paired_with = $1
             WHERE id = $2 AND (paired_with IS NULL OR paired_with = $1) RETURNING 1";
         let values = [other.into(), self.id.as_str().into()];
-        let statement = Statement::from_sql_and_values(DbBackend::Postgres, MARK, values);
-        let marked = self.database.write_rows(operation, statement).await.map_err(StoreError::before_the_change)?;
-        if marked.is_empty() {
+        if self.change(operation, MARK, values).await?.is_empty() {
             return Err(StoreError::new(operation, Some(self.database.residency()), ErrorKind::PairedElsewhere));
         }
         Ok(())
@@ -94,16 +255,22 @@ impl Member {
         let statement = Statement::from_sql_and_values(DbBackend::Postgres, UNMARK, [self.id.as_str().into()]);
         Ok(!self.database.write_rows(operation, statement).await?.is_empty())
     }
+
+    /// Changes the identity row in preparation of a birth, of which nothing has come yet if this fails.
+    async fn change(
+        &self,
+        operation: &'static str,
+        change: &str,
+        values: impl IntoIterator<Item = Value>,
+    ) -> Result<Vec<QueryResult>> {
+        let statement = Statement::from_sql_and_values(DbBackend::Postgres, change, values);
+        self.database.write_rows(operation, statement).await.map_err(StoreError::before_the_change)
+    }
 }
 
 /// Whether nothing is alive in the run-ops database, nor waits for anything there.
-async fn check_over(
-    control_plane: &Database,
-    run_ops: &Database,
-    operation: &'static str,
-) -> Result<(), EndSplitError> {
-    let Live { runs, batches, waitpoints } = count_live(run_ops, operation).await?;
-    let edges = count_waiting_elsewhere(control_plane, operation).await?;
+fn check_over(live: &Live, edges: u64) -> Result<(), EndSplitError> {
+    let Live { runs, batches, waitpoints } = *live;
     if runs > 0 || batches > 0 || waitpoints > 0 || edges > 0 {
         return Err(EndSplitError::StillLive { runs, batches, waitpoints, edges });
     }
@@ -142,42 +309,60 @@ pub enum EndSplitError {
         /// Edges by which runs of the control plane wait for waitpoints that are not there.
         edges: u64,
     },
+    /// Somebody was writing to the run-ops database and did not end in time. Nothing has been changed.
+    #[error(
+        "the split cannot end now: transactions that write to the run-ops database have not ended within {PATIENCE}; nothing \
+         was changed, try again"
+    )]
+    InUse,
+    /// A process that was started meanwhile has begun another split. The databases name each other.
+    #[error("the split was ended, and begun again by a process that was started since")]
+    BegunAgain,
     /// A database failed. Nothing is lost by trying again.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
+impl EndSplitError {
+    /// What it means that the locks could not be had.
+    fn locking(error: StoreError) -> Self {
+        let is_in_use = matches!(error.kind(), ErrorKind::LockNotAvailable | ErrorKind::Deadlock);
+        if is_in_use { Self::InUse } else { Self::Store(error) }
+    }
+}
+
 /// Ends a split: takes the marks away by which the two databases name each other, so that the control plane can be opened
 /// by itself.
 ///
-/// `config` is that of the split. No process may create anything in the run-ops database any more: stop those that are
-/// split, or turn their minting off and let all trees of runs come to their end. That is not enforced: it is counted before
-/// and after the run-ops database loses its mark, but a process that knew both marks before can still create there. What is over in the run-ops database
-/// stays there, and can be read again as soon as the split is on again.
+/// `config` is that of the split. From then on the run-ops database refuses what is to be born there, by whatever process,
+/// with [`ErrorKind::SplitEnded`]: turn minting off and let all trees of runs come to their end before. What is over in the
+/// run-ops database stays there, and can be read again as soon as the split is on again. A process that is started after
+/// the end with the split on begins a new one with the first row that is born there.
 ///
-/// Copy: both primaries. Statements: those of the gate, a count on each database and an update of each. Repeating it, also
-/// after a crash, does what is left to do.
+/// Copy: both primaries. Statements: those of the gate, a count on each database, and the same again in a transaction on
+/// run-ops that keeps writers from its runs, batches and waitpoints; an update of each, that of the control plane while a
+/// second transaction on run-ops keeps others from beginning a split. Repeating it, also after a crash, does what is left
+/// to do.
 ///
 /// # Errors
-/// [`EndSplitError::StillLive`] with how many of each; then nothing has been changed. Those of the gate, and those of
-/// reading and writing a database.
+/// [`EndSplitError::StillLive`] with how many of each, and [`EndSplitError::InUse`]; then nothing has been changed.
+/// [`EndSplitError::BegunAgain`], those of the gate, and those of reading and writing a database.
 pub async fn end_split(config: &Config) -> Result<EndedSplit, EndSplitError> {
     const OPERATION: &str = "end_split";
     let missing = || TopologyError::from(ConfigError::Missing { key: RUN_OPS_DATABASE_URL });
     let run_ops_config = config.run_ops.as_ref().ok_or_else(missing)?;
     let found = gate::pass(config).await?;
     let found_at_run_ops = found.run_ops.ok_or_else(missing)?;
-    let control_plane = pools_of(Residency::ControlPlane, &config.control_plane, &found.control_plane)?;
-    let run_ops = pools_of(Residency::RunOps, run_ops_config, &found_at_run_ops)?;
+    let [of_control_plane, of_run_ops] = Partner::of_both(&found.control_plane, &found_at_run_ops);
+    let control_plane =
+        pools_of(Residency::ControlPlane, &config.control_plane, &found.control_plane, of_control_plane)?;
+    let run_ops = pools_of(Residency::RunOps, run_ops_config, &found_at_run_ops, of_run_ops)?;
 
-    check_over(&control_plane, &run_ops, OPERATION).await?;
+    // Before anybody is held up.
+    let live = count_live(&run_ops, OPERATION).await?;
+    check_over(&live, count_waiting_elsewhere(&control_plane, OPERATION).await?)?;
     let pairing = Pairing::new([(&control_plane, &found.control_plane), (&run_ops, &found_at_run_ops)]);
-    let run_ops_had_one = pairing.run_ops.unmark(OPERATION).await?;
-    // What was born since the first count keeps the split: the control plane has lost nothing yet.
-    if let Err(live) = check_over(&control_plane, &run_ops, OPERATION).await {
-        pairing.run_ops.mark(OPERATION, &pairing.control_plane.id).await?;
-        return Err(live);
-    }
-    let control_plane_had_one = pairing.control_plane.unmark(OPERATION).await?;
+    let run_ops_had_one = pairing.end_run_ops(OPERATION).await?;
+    let control_plane_had_one = pairing.end_control_plane(OPERATION).await?;
     Ok(EndedSplit { was_paired: run_ops_had_one || control_plane_had_one })
 }

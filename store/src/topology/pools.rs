@@ -6,6 +6,9 @@
 //! until the wait for a connection is over: a fail-over that comes to its end within that time is not noticed. After it
 //! the call fails with the reason, having read and written nothing.
 //!
+//! A connection that is open already is not asked again. None is older than [`LONGEST_LIFE`] when a call takes it, so this
+//! is how long a change, such as a split that others begin, can go unnoticed; plus the call that has the connection.
+//!
 //! Behind a pooler that lends sessions this proves where the pooler led to when the connection to it was opened: pool by
 //! pool, not session by session. Whoever points such a pooler elsewhere has to cut its clients' connections.
 
@@ -18,6 +21,9 @@ use sea_orm::sqlx::{self, Connection, PgPool};
 use super::config::{DatabaseConfig, SecretUrl};
 use super::identity::Expected;
 use crate::error::ErrorKind;
+
+/// A connection that was open for so long is closed before it is used again.
+const LONGEST_LIFE: Duration = Duration::from_secs(30 * 60);
 
 /// A pool, and why it has lately refused a connection.
 pub(crate) struct CheckedPool {
@@ -52,6 +58,7 @@ pub(super) fn open(config: &DatabaseConfig, url: &SecretUrl, expected: Expected)
     let pool = PgPoolOptions::new()
         .max_connections(config.max_connections)
         .acquire_timeout(config.acquire_timeout)
+        .max_lifetime(LONGEST_LIFE)
         .after_connect(move |connection, _| {
             let (expected, refusals) = (Arc::clone(&expected), Arc::clone(&recorded));
             Box::pin(async move {

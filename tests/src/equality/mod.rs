@@ -132,7 +132,11 @@ impl Arena {
         config.clock = Arc::<Hands>::clone(&clock);
         let split = match subject {
             Subject::Connected | Subject::Pooled => store::connect(&config).await?,
-            Subject::Through(fault) => through(&config, fault, links.clone()).await?,
+            Subject::Through(fault) => {
+                // Its members are opened one by one, and begin no split.
+                crate::pair(of_split.control_plane_url(), of_split.run_ops_url()).await?;
+                through(&config, fault, links.clone()).await?
+            }
         };
         Ok(Arena {
             single,
