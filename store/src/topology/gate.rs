@@ -270,10 +270,11 @@ impl Gate {
             Some((one, other)) => match one.compare(other) {
                 Comparison::Distinct(evidence) => (evidence, Verdict::Passed),
                 Comparison::Same(evidence) => (evidence, Verdict::Failed(TopologyError::SameDatabase)),
-                // The missing identities are reasons of their own to refuse, and tell better what to do.
-                Comparison::Unknown(evidence) => {
+                // A missing identity is a reason of its own to refuse, and tells better what to do.
+                Comparison::Unknown(evidence) if one.identity.is_none() || other.identity.is_none() => {
                     (evidence, Verdict::NotDone("nobody can tell, which counts as the same"))
                 }
+                Comparison::Unknown(evidence) => (evidence, Verdict::Failed(TopologyError::SameDatabase)),
             },
         };
         self.note(CheckName::Distinct, None, evidence, verdict)
@@ -354,6 +355,9 @@ impl Gate {
         self.look_at_role(endpoint, found.as_ref())?;
         let (evidence, verdict) = match found.as_ref().zip(primary) {
             None => ("not compared", Verdict::NotDone(NOT_REACHED)),
+            Some((_, primary)) if primary.identity.is_none() => {
+                ("not compared", Verdict::NotDone("its primary has no identity"))
+            }
             Some((found, primary)) if found.follows(primary) => ("the identity of its primary", Verdict::Passed),
             Some(_) => (
                 "another identity or cluster than its primary's",
@@ -385,6 +389,7 @@ impl Gate {
         let (evidence, verdict) = match (probe(CONTROL_PLANE, config, url).await, primary) {
             (Err(_), _) => ("no answer to who it is", failed),
             (Ok(_), None) => ("not compared", Verdict::NotDone(NOT_REACHED)),
+            (Ok(_), Some(primary)) if primary.identity.is_none() => ("not compared", Verdict::NotDone(NO_IDENTITY)),
             (Ok(found), Some(primary)) if found.is_same_server(primary) => {
                 ("the identity of the primary", Verdict::Passed)
             }

@@ -222,6 +222,28 @@ async fn roles_and_replicas_are_told_with_what_was_found() -> Result<()> {
 }
 
 #[tokio::test]
+async fn what_has_no_identity_is_compared_with_nothing() -> Result<()> {
+    let pair = LaggingPair::acquire().await?;
+    let databases = pair.databases();
+    let side = Side::ControlPlane;
+    databases.sql(side, "CREATE TABLE kept AS TABLE store_identity; DELETE FROM store_identity").await?;
+    pair.wait_caught_up(side).await?;
+    let mut config = split(databases);
+    config.control_plane.replica_url = Some(at(pair.replica_url(side)).url);
+    config.control_plane.direct_url = Some(at(databases.control_plane_url()).url);
+    let missing = TopologyError::NotMigrated(endpoint(Residency::ControlPlane));
+    let report = check_failure(&config, missing).await?;
+    let replica = Endpoint { database: Residency::ControlPlane, is_replica: true };
+    for (name, about) in [(CheckName::Replica, replica), (CheckName::DirectAddress, endpoint(replica.database))] {
+        let verdict = verdict(&report, name, Some(about));
+        assert!(matches!(verdict, Verdict::NotDone(_)), "{name}: {verdict:?}");
+    }
+    databases.sql(side, "INSERT INTO store_identity TABLE kept; DROP TABLE kept").await?;
+    pair.wait_caught_up(side).await?;
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_grace_that_ends_before_caches_do_is_a_warning() -> Result<()> {
     let databases = Databases::fresh().await?;
     let mut config = split(&databases);

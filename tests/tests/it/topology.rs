@@ -522,6 +522,36 @@ async fn a_role_that_may_not_ask_for_the_cluster_is_told_by_the_identity_alone()
 }
 
 #[tokio::test]
+async fn two_schemas_of_one_database_are_no_split_though_each_has_an_identity() -> Result<()> {
+    let databases = Databases::fresh().await?;
+    let side = Side::ControlPlane;
+    databases
+        .sql(
+            side,
+            "CREATE SCHEMA other;
+             CREATE TABLE other.store_identity AS TABLE public.store_identity;
+             UPDATE other.store_identity SET store = 'run_ops', id = 'other'",
+        )
+        .await?;
+    let of_schema = |schema: &str, role: &str| {
+        changed(databases.url(side), |url| {
+            url.query_pairs_mut().append_pair("options", &format!("-c search_path={schema}{role}"));
+        })
+    };
+    let same = TopologyError::SameDatabase;
+    check_refused(&databases, &split_of(&of_schema("public", ""), &of_schema("other", "")), same.clone()).await?;
+
+    // Nor where neither may ask for the cluster, or one of them.
+    databases.sql(side, "REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC").await?;
+    let reader = " -c role=pg_read_all_data";
+    for (one, other) in [(reader, reader), (reader, ""), ("", reader)] {
+        let config = split_of(&of_schema("public", one), &of_schema("other", other));
+        check_refused(&databases, &config, same.clone()).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_role_that_may_not_read_the_identity_is_refused_with_the_servers_code() -> Result<()> {
     let databases = Databases::fresh().await?;
     let stranger = changed(databases.run_ops_url(), |url| {
