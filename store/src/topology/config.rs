@@ -407,6 +407,12 @@ pub enum ConfigError {
         /// The variable.
         key: &'static str,
     },
+    /// The value of a variable is not Unicode. It is not taken for absent.
+    #[error("{key} is not Unicode; set it again, or remove it")]
+    NotUnicode {
+        /// The variable.
+        key: &'static str,
+    },
     /// The value of a variable is not an address.
     #[error("{key} is not an address of the form postgres://user:password@host:port/database")]
     NotAnAddress {

@@ -121,16 +121,29 @@ pub fn names() -> Vec<&'static str> {
     [CONTROL_PLANE.names().as_slice(), RUN_OPS.names().as_slice(), others.as_slice()].concat()
 }
 
+/// The variables of the environment, for [`Config::from_variables`].
+///
+/// # Errors
+/// [`ConfigError::NotUnicode`] names the first of [`names`] whose value is not Unicode: it must not count as absent.
+pub fn environment() -> Result<impl Fn(&str) -> Option<String>, ConfigError> {
+    let is_unicode = |key: &&str| std::env::var_os(key).is_none_or(|value| value.to_str().is_some());
+    match names().into_iter().find(|key| !is_unicode(key)) {
+        Some(key) => Err(ConfigError::NotUnicode { key }),
+        None => Ok(|key: &str| std::env::var(key).ok()),
+    }
+}
+
 impl Config {
     /// Reads the configuration from the environment's variables, and checks it.
     ///
-    /// A variable that is empty or blank counts as absent. With the split off, the variables of the run-ops database are
-    /// read and checked all the same, but it is not part of the configuration.
+    /// A variable that is empty or blank counts as absent; one that is not Unicode is wrong. With the split off, the
+    /// variables of the run-ops database are read and checked all the same, also where its address is absent, but it is not
+    /// part of the configuration.
     ///
     /// # Errors
     /// [`ConfigError`] names the variable that is missing or wrong.
     pub fn from_environment() -> Result<Self, ConfigError> {
-        Self::from_variables(|key| std::env::var(key).ok())
+        Self::from_variables(environment()?)
     }
 
     /// As [`Config::from_environment`], from wherever the application keeps its settings.
@@ -145,17 +158,21 @@ impl Config {
         let direct_url = address(CONTROL_PLANE_DIRECT_URL, &set)?;
         let control_plane = DatabaseConfig { direct_url, ..control_plane };
         let run_ops = database(&RUN_OPS, &set)?;
-        if let Some(run_ops) = &run_ops {
-            run_ops.validate(Residency::RunOps)?;
+        // What has no effect while the split is off is wrong already, and not just when it is turned on.
+        match &run_ops {
+            Some(run_ops) => run_ops.validate(Residency::RunOps)?,
+            None => unnamed(&RUN_OPS, &set)?.validate(Residency::RunOps)?,
         }
         let run_ops = match (is_split, run_ops) {
             (true, Some(run_ops)) => Some(run_ops),
             (true, None) => return Err(ConfigError::Missing { key: RUN_OPS_DATABASE_URL }),
-            (false, None) => None,
-            (false, Some(_)) => {
-                tracing::warn!(
-                    "{RUN_OPS_DATABASE_URL} is set, but {RUN_OPS_SPLIT} is off: all runs live in one database"
-                );
+            (false, run_ops) => {
+                let is_set = run_ops.is_some() || RUN_OPS.names().into_iter().any(|key| set(key).is_some());
+                if is_set {
+                    tracing::warn!(
+                        "the run-ops database has settings, but {RUN_OPS_SPLIT} is off: all runs live in one database"
+                    );
+                }
                 None
             }
         };
@@ -183,8 +200,26 @@ fn database(
     set: &impl Fn(&'static str) -> Option<String>,
 ) -> Result<Option<DatabaseConfig>, ConfigError> {
     let Some(url) = address(keys.url, set)? else { return Ok(None) };
+    settings(keys, url, set).map(Some)
+}
+
+/// The database of some variables that have no address for it: for checking all else that they say.
+fn unnamed(
+    keys: &DatabaseVariables,
+    set: &impl Fn(&'static str) -> Option<String>,
+) -> Result<DatabaseConfig, ConfigError> {
+    // No host has this name, so no replica has the same address.
+    let nowhere = "postgres://absent.invalid".parse().map_err(|fault| ConfigError::address(keys.url, fault))?;
+    settings(keys, nowhere, set)
+}
+
+fn settings(
+    keys: &DatabaseVariables,
+    url: SecretUrl,
+    set: &impl Fn(&'static str) -> Option<String>,
+) -> Result<DatabaseConfig, ConfigError> {
     let plain = DatabaseConfig::new(url);
-    Ok(Some(DatabaseConfig {
+    Ok(DatabaseConfig {
         replica_url: address(keys.replica_url, set)?,
         max_connections: number(keys.max_connections, set)?.unwrap_or(plain.max_connections),
         acquire_timeout: time(keys.acquire_timeout, set)?.unwrap_or(plain.acquire_timeout),
@@ -198,7 +233,7 @@ fn database(
             Some(_) => return Err(ConfigError::NotAPooler { key: keys.pooler }),
         },
         ..plain
-    }))
+    })
 }
 
 fn address(key: &'static str, set: &impl Fn(&'static str) -> Option<String>) -> Result<Option<SecretUrl>, ConfigError> {

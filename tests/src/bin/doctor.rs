@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use store::topology::variables::environment;
 use tests::doctor::{self, Installation, Report};
 
 /// The configuration cannot be read.
@@ -36,7 +37,7 @@ async fn main() -> ExitCode {
 }
 
 async fn examine(args: &Args) -> Result<ExitCode> {
-    match Installation::from_variables(|key| std::env::var(key).ok()) {
+    match environment().and_then(Installation::from_variables) {
         Ok(installation) => {
             let report = doctor::examine(&installation, |step| eprintln!("doctor: {step}")).await;
             tell(&report, args)?;

@@ -83,6 +83,31 @@ fn a_setting_that_is_missing_or_malformed_is_named() {
             vec![(CONTROL_PLANE_DATABASE_URL, HERE), (RUN_OPS_DATABASE_URL, HERE), (RUN_OPS_REPLICA_URL, "here")],
             malformed(RUN_OPS_REPLICA_URL),
         ),
+        // Without the address of its primary, all else that is said of run-ops is looked at all the same.
+        (
+            "a run-ops replica's address that is none, of no primary",
+            vec![(CONTROL_PLANE_DATABASE_URL, HERE), (RUN_OPS_REPLICA_URL, "here")],
+            malformed(RUN_OPS_REPLICA_URL),
+        ),
+        (
+            "a run-ops limit that is none, of no primary",
+            vec![(CONTROL_PLANE_DATABASE_URL, HERE), (variables::RUN_OPS.max_connections, "0")],
+            Err(ConfigError::Zero { key: variables::RUN_OPS.max_connections }),
+        ),
+        (
+            "run-ops settings that can work, of no primary",
+            vec![
+                (CONTROL_PLANE_DATABASE_URL, HERE),
+                (RUN_OPS_REPLICA_URL, HERE),
+                (variables::RUN_OPS.max_connections, "5"),
+            ],
+            Ok(Mode::Single),
+        ),
+        (
+            "run-ops settings of no primary, split on",
+            vec![(CONTROL_PLANE_DATABASE_URL, HERE), (RUN_OPS_REPLICA_URL, HERE), (RUN_OPS_SPLIT, "on")],
+            missing(RUN_OPS_DATABASE_URL),
+        ),
     ];
     for (name, set, expected) in cases {
         let variable = |key: &str| set.iter().find(|(name, _)| *name == key).map(|(_, value)| (*value).to_owned());

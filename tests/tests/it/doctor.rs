@@ -73,6 +73,22 @@ fn examine(variables: &Variables) -> Result<Told> {
     Ok(Told { status, checks: json.checks, is_success: json.success })
 }
 
+#[cfg(unix)]
+#[test]
+fn a_variable_that_is_not_unicode_is_named_and_not_taken_for_absent() -> Result<()> {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+
+    for key in [CONTROL_PLANE_DATABASE_URL, RUN_OPS_SPLIT, RUN_OPS_REPLICA_URL] {
+        let mut doctor = Command::new(env!("CARGO_BIN_EXE_doctor"));
+        doctor.env_clear().env(CONTROL_PLANE_DATABASE_URL, "postgres://localhost:1/somewhere");
+        let output = doctor.env(key, OsStr::from_bytes(b"o\xffn")).output()?;
+        assert_eq!(output.status.code(), Some(2), "{key}");
+        let told = String::from_utf8(output.stderr)?;
+        assert!(told.contains(&format!("{key} is not Unicode")), "{key}: {told}");
+    }
+    Ok(())
+}
+
 /// What is expected of one check that did not pass.
 struct Illness {
     check: &'static str,
