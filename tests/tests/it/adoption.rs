@@ -1,4 +1,4 @@
-//! `ADOPTION.md`, step by step: a live single database is taken to the split under load, and back.
+//! `ADOPTION.md`, step by step: a live single database is migrated and taken to the split under load, and back.
 
 use std::collections::BTreeSet;
 use std::process::Stdio;
@@ -7,12 +7,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use store::topology::{EndSplitError, end_split};
+use migration::Schema;
+use store::topology::{EndSplitError, end_split, examine};
 use store::{
-    CancelRunOutcome, Config, CreateRun, CreateRunOutcome, Environment, EnvironmentId, EnvironmentType, NewRun,
-    OrganizationId, Payload, ProjectId, Read, Residency, Routable, RunId, Topology, TopologyError, Trace, is_final,
+    CancelRunOutcome, Config, CreateRun, CreateRunOutcome, Environment, EnvironmentId, EnvironmentType, ErrorKind,
+    NewRun, OrganizationId, Payload, ProjectId, Read, Residency, Routable, RunId, Topology, TopologyError, Trace,
+    is_final,
 };
-use tests::build::{World, world};
+use tests::build::{World, organization, world};
 use tests::runs::{cancellation, database_config, split_config};
 use tests::{Databases, Side};
 use tokio::process::Command;
@@ -162,21 +164,84 @@ impl Application {
     }
 }
 
+/// Applies what the version before this one does not have: here, all from the indexes of lists on. Processes of that
+/// version cannot be started here, so statements stand in for what they do: they write and read the tables that change.
+async fn expand_under_load(databases: &Databases) -> Result<()> {
+    let (schema, url) = (Schema::ControlPlane, databases.control_plane_url());
+    let names: Vec<String> =
+        migration::status(schema, url).await?.into_iter().map(|migration| migration.name).collect();
+    let before = names.iter().position(|name| name.ends_with("_list_indexes")).context("indexes of lists")?;
+    migration::up(schema, url, Some(u32::try_from(before)?)).await?;
+
+    let is_over = AtomicBool::new(false);
+    let load = async {
+        let mut written: i64 = 0;
+        while !is_over.load(Ordering::Relaxed) {
+            let id = format!("of_the_version_before_{written}");
+            let insert = format!(
+                "INSERT INTO waitpoint (id, friendly_id, type, status, idempotency_key, user_provided_idempotency_key,
+                     project_id, environment_id, updated_at)
+                 VALUES ('{id}', '{id}', 'MANUAL', 'PENDING', '{id}', FALSE, 'project', 'environment', now())"
+            );
+            databases.sql(Side::ControlPlane, &insert).await?;
+            let complete = format!("UPDATE waitpoint SET status = 'COMPLETED', completed_at = now() WHERE id = '{id}'");
+            ensure!(databases.sql(Side::ControlPlane, &complete).await? == 1, "{id} was there");
+            written += 1;
+        }
+        Ok(written)
+    };
+    let migrating = async {
+        let migrated = migration::up(schema, url, None).await;
+        is_over.store(true, Ordering::Relaxed);
+        migrated
+    };
+    let (written, migrated) = tokio::join!(load, migrating);
+    let written = written?;
+    ensure!(migrated? == names[before..], "all that was missing is applied");
+    ensure!(migration::status(schema, url).await?.iter().all(|migration| migration.applied), "and told so");
+    let stored: i64 = databases.value(Side::ControlPlane, "SELECT count(*) FROM waitpoint").await?;
+    ensure!(written > 1 && stored == written, "{stored} of {written} rows that were written meanwhile");
+    databases.sql(Side::ControlPlane, "DELETE FROM waitpoint").await?;
+    Ok(())
+}
+
+/// Waits until new runs of an organization are born there, for this process.
+async fn until_born_in(topology: &Topology, organization: &OrganizationId, expected: Residency) -> Result<()> {
+    let waiting = async {
+        while topology.mint().root_run(organization).await.residency() != expected {
+            sleep(Duration::from_millis(2)).await;
+        }
+    };
+    timeout(PATIENCE, waiting).await.with_context(|| format!("new runs are not born in {expected}"))
+}
+
 fn born_in(runs: &[RunId], residency: Residency) -> usize {
     runs.iter().filter(|run| run.residency() == residency).count()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_live_database_is_taken_to_the_split_and_back_and_no_run_is_lost() -> Result<()> {
-    let databases = Databases::fresh().await?;
-    let world = world(databases.connection(Side::ControlPlane).await?).await?;
-    let environment = environment_of(&world)?;
-    let organization: OrganizationId = environment.organization.clone();
+    let databases = Databases::empty().await?;
     let stage = |stage| config(&databases, stage);
+
+    // 1: the control plane's schema, while the version before is at work.
+    expand_under_load(&databases).await?;
+    let control_plane = databases.connection(Side::ControlPlane).await?;
+    let world = world(control_plane).await?;
+    let environment = environment_of(&world)?;
+    let organization_of = |id: &str| -> Result<OrganizationId> { Ok(id.parse()?) };
+    let flipped: OrganizationId = environment.organization.clone();
+    let with_its_own = organization_of(&organization().insert(control_plane).await?.id)?;
+    let without = organization_of(&organization().insert(control_plane).await?.id)?;
 
     // 2: one database, and load.
     let application = Application::start(&stage(Stage::Single)?, &environment.id).await?;
     application.more_runs().await?;
+
+    // 3: the run-ops database. Before it is made there is no split; after it, two distinct databases are proven.
+    ensure!(!examine(&stage(Stage::SplitWithoutMinting)?).await.is_split(), "there is one database");
+    migration::up(Schema::RunOps, databases.run_ops_url(), None).await?;
+    ensure!(examine(&stage(Stage::SplitWithoutMinting)?).await.is_split(), "there are two");
 
     // 4 and 5: the split without minting, then with it; the flags say "control plane" for everybody.
     application.roll(&stage(Stage::SplitWithoutMinting)?).await?;
@@ -188,7 +253,7 @@ async fn a_live_database_is_taken_to_the_split_and_back_and_no_run_is_lost() -> 
 
     // 6: one organization is flipped.
     let operator = Topology::connect(&stage(Stage::Minting)?).await?;
-    operator.mint().set_organization_mint_kind(&organization, Some(Residency::RunOps)).await?;
+    operator.mint().set_organization_mint_kind(&flipped, Some(Residency::RunOps)).await?;
     let in_run_ops = |runs: &[RunId]| born_in(runs, Residency::RunOps) > 0;
     application.until("no run is born in run-ops after the flip", in_run_ops).await?;
     // One that takes its time.
@@ -200,8 +265,16 @@ async fn a_live_database_is_taken_to_the_split_and_back_and_no_run_is_lost() -> 
     let refused = Topology::connect(&stage(Stage::Single)?).await.map(drop);
     assert!(matches!(refused, Err(TopologyError::RunsElsewhere)), "a single store was opened: {refused:?}");
 
+    // 7: the rest is flipped, all but one that keeps its own.
+    operator.mint().set_organization_mint_kind(&with_its_own, Some(Residency::ControlPlane)).await?;
+    operator.mint().set_global_mint_kind(Residency::RunOps).await?;
+    until_born_in(&operator, &without, Residency::RunOps).await?;
+    until_born_in(&operator, &with_its_own, Residency::ControlPlane).await?;
+
     // Back, 1: flipped back; after the grace period nothing is born in run-ops.
-    operator.mint().set_organization_mint_kind(&organization, Some(Residency::ControlPlane)).await?;
+    operator.mint().set_global_mint_kind(Residency::ControlPlane).await?;
+    operator.mint().set_organization_mint_kind(&flipped, Some(Residency::ControlPlane)).await?;
+    until_born_in(&operator, &without, Residency::ControlPlane).await?;
     let seen = std::cell::Cell::new(0);
     let only_control_plane = |runs: &[RunId]| {
         let since = runs.iter().rev().take_while(|run| run.residency() == Residency::ControlPlane).count();
@@ -218,10 +291,13 @@ async fn a_live_database_is_taken_to_the_split_and_back_and_no_run_is_lost() -> 
     assert!(runs >= 1, "{slow} counts");
     let _over = operator.runs().cancel_run(&slow, cancellation(true)).await?;
 
-    // 3 and 4.
+    // 3 and 4. From the end on the database itself refuses what is to be born there, also by who knew of it before.
     application.roll(&stage(Stage::SplitWithoutMinting)?).await?;
     let ended = end_split(&stage(Stage::SplitWithoutMinting)?).await?;
     assert!(ended.was_paired, "runs were born in run-ops");
+    let late = CreateRun::queued(a_run(RunId::mint(Residency::RunOps), &environment));
+    let late = operator.runs().create_run(late).await.map(drop).expect_err("the split has ended");
+    assert_eq!(*late.kind(), ErrorKind::SplitEnded);
     application.roll(&stage(Stage::Single)?).await?;
     let runs = application.stop().await?;
 
