@@ -22,7 +22,11 @@ use tests::{
     runs::{Seeded, created, current, environment, lock_to_worker, new_run, residency_of, split_config, start_from},
 };
 
+mod control_plane;
+
 use super::plain;
+
+pub(crate) use control_plane::ControlPlane;
 
 /// Runs that are there before anything is measured, in each database.
 const RUNS: usize = 5_000;
@@ -143,6 +147,8 @@ pub(crate) struct Bed {
     completed: WaitpointId,
     /// Runs that have waited for a token and go on. They stay as they are.
     pub(crate) waited: Vec<Waited>,
+    /// What is asked of the control plane, whichever database the runs live in.
+    pub(crate) control_plane: Arc<ControlPlane>,
 }
 
 /// A run, and a token beside it.
@@ -188,6 +194,7 @@ impl Bed {
             control_plane: SqlxPostgresConnector::from_sqlx_postgres_pool(pool(&urls.control_plane)?),
             run_ops: SqlxPostgresConnector::from_sqlx_postgres_pool(pool(&urls.run_ops)?),
         };
+        let control_plane = Arc::new(ControlPlane::make(&config.control_plane, &sea_orm.control_plane).await?);
         let environment = environment();
         let mut beds = Vec::new();
         for side in Side::ALL {
@@ -227,6 +234,7 @@ impl Bed {
                 pending,
                 completed,
                 waited: Vec::new(),
+                control_plane: Arc::clone(&control_plane),
             };
             bed.ids = bed.runs_in(State::Queued, RUNS).await?.into_iter().map(|run| run.id).collect();
             // Edges, tokens and links are there, too, when the planner looks.

@@ -4,9 +4,11 @@
 //! read. One statement would not do. It sees the snapshots of the moment it begins; after it has waited for another
 //! writer of the run it would find that run's new row, and beside it the snapshot that the other one has replaced.
 
+mod resolver;
 mod waited;
 mod waiting;
 
+pub(crate) use resolver::{resolve_authenticated_env, resolve_env, resolve_worker_version};
 pub(crate) use waited::{current, find_snapshots, since};
 pub(crate) use waiting::{block, complete_token, resume};
 

@@ -2,7 +2,8 @@
 //!
 //! Each is done in three ways in turns, over one connection each: by the store, by hand with `sqlx` in the fewest
 //! statements that do it correctly, and with plain `sea-orm`. All three give the same answer, which is compared. The list
-//! is [`reads::list`] and [`writes::list`].
+//! is [`reads::list`], [`writes::list`] and [`resolver::list`]; of the last, some tell an answer that is kept, and are compared
+//! with the query that this saves.
 
 mod bed;
 mod by_hand;
@@ -10,6 +11,7 @@ mod measure;
 mod plain;
 mod reads;
 mod report;
+mod resolver;
 mod rows;
 mod writes;
 
@@ -91,33 +93,34 @@ fn run(args: &Args) -> Result<()> {
 }
 
 fn measure_all(args: &Args, effort: Effort, runtime: &Runtime, servers: &Servers) -> Result<Vec<Row>> {
-    let operations: Vec<Operation> = reads::list().into_iter().chain(writes::list()).collect();
+    let operations: Vec<Operation> = [reads::list(), writes::list(), resolver::list()].into_iter().flatten().collect();
     let mut criterion = Criterion::default().without_plots();
     let mut rows = Vec::new();
-    let is_asked_for = |operation: &Operation, side: Side, transport: Transport| {
-        let name = format!("{}/{}/{}", operation.name, database(operation, side), transport.name());
-        let is_second_look = operation.is_of_both && side == Side::RunOps;
-        !is_second_look && name.contains(&args.filter)
+    // The database that is asked, if that is to be measured.
+    let asked = |operation: &Operation, side: Side, transport: Transport| {
+        let database = operation.homes.on(side)?;
+        format!("{}/{database}/{}", operation.name, transport.name()).contains(&args.filter).then_some(database)
     };
     for transport in Transport::ALL {
-        let any = operations.iter().any(|one| Side::ALL.into_iter().any(|side| is_asked_for(one, side, transport)));
+        let any = operations.iter().any(|one| Side::ALL.into_iter().any(|side| asked(one, side, transport).is_some()));
         if !any {
             continue;
         }
         eprintln!("bench: making runs, over {}", transport.name());
         let beds = runtime.block_on(Bed::make(servers, transport))?;
         for operation in &operations {
-            for bed in beds.iter().filter(|bed| is_asked_for(operation, bed.side, transport)) {
-                let database = database(operation, bed.side);
+            for bed in &beds {
+                let Some(database) = asked(operation, bed.side, transport) else { continue };
                 let medians = measure::measure(&mut criterion, effort, runtime, bed, database, transport, operation)?;
                 eprintln!(
-                    "bench: {}, {database}, {}: {:.2} of sqlx, {:.2} of sea-orm",
+                    "bench: {}, {database}, {}: {} of sqlx, {} of sea-orm",
                     operation.name,
                     transport.name(),
-                    medians.to_sqlx,
-                    medians.to_sea_orm,
+                    report::ratio(medians.to_sqlx),
+                    report::ratio(medians.to_sea_orm),
                 );
-                rows.push(Row { operation: operation.name, database, transport, medians });
+                let Operation { name, compared, .. } = *operation;
+                rows.push(Row { operation: name, database, transport, compared, medians });
             }
         }
     }
@@ -126,13 +129,4 @@ fn measure_all(args: &Args, effort: Effort, runtime: &Runtime, servers: &Servers
     let place = |name: &str| operations.iter().position(|operation| operation.name == name);
     rows.sort_by_key(|row| (place(row.operation), row.database));
     Ok(rows)
-}
-
-/// Which database an operation asks.
-fn database(operation: &Operation, side: Side) -> &'static str {
-    match side {
-        _ if operation.is_of_both => "both",
-        Side::ControlPlane => "control plane",
-        Side::RunOps => "run-ops",
-    }
 }

@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use criterion::{BenchmarkId, Criterion, SamplingMode};
+use tests::Side;
 use tokio::runtime::Runtime;
 
 use crate::bed::{Bed, Transport};
@@ -19,9 +20,41 @@ const WAYS: [&str; 3] = ["ours", "sqlx", "sea-orm"];
 /// An operation to be measured: a line of the list.
 pub(crate) struct Operation {
     pub(crate) name: &'static str,
-    /// Whether it looks into both databases anyway, so that one bed will do.
-    pub(crate) is_of_both: bool,
+    pub(crate) homes: Homes,
+    pub(crate) compared: Compared,
     run: Box<Run>,
+}
+
+/// Where there is something to measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Homes {
+    /// In each database: it asks the one in which its run lives.
+    Each,
+    /// Over both, which it asks anyway, so that one bed will do.
+    Both,
+    /// In the control plane, which alone has an answer.
+    ControlPlane,
+}
+
+impl Homes {
+    /// Which database is asked on the bed of `side`; `None` if that bed has nothing to measure.
+    pub(crate) fn on(self, side: Side) -> Option<&'static str> {
+        match (self, side) {
+            (Homes::Both, Side::ControlPlane) => Some("both"),
+            (Homes::Each | Homes::ControlPlane, Side::ControlPlane) => Some("control plane"),
+            (Homes::Each, Side::RunOps) => Some("run-ops"),
+            (Homes::Both | Homes::ControlPlane, Side::RunOps) => None,
+        }
+    }
+}
+
+/// What ours is compared with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Compared {
+    /// The same work.
+    Work,
+    /// An answer that is kept, with the query that it saves.
+    HitWithQuery,
 }
 
 type Run = dyn Fn(&Runtime, &Bed, usize) -> Result<Vec<[Duration; 3]>>;
@@ -93,7 +126,7 @@ where
             Ok(spent)
         })
     };
-    Operation { name, is_of_both: false, run: Box::new(run) }
+    Operation { name, homes: Homes::Each, compared: Compared::Work, run: Box::new(run) }
 }
 
 /// Stops the clock, and shows the answer if it is to be compared.
@@ -116,9 +149,14 @@ fn check_equal(name: &str, who: &str, answer: &str, whose: &str, expected: &str)
 }
 
 impl Operation {
-    /// The same, for operations that ask both databases.
-    pub(crate) fn of_both(self) -> Operation {
-        Operation { is_of_both: true, ..self }
+    /// The same, measured there.
+    pub(crate) fn at(self, homes: Homes) -> Operation {
+        Operation { homes, ..self }
+    }
+
+    /// The same, for answers that are kept.
+    pub(crate) fn hit(self) -> Operation {
+        Operation { compared: Compared::HitWithQuery, ..self }
     }
 }
 

@@ -12,8 +12,10 @@ use tests::{Side, runs::Seeded};
 
 use crate::bed::Bed;
 
+mod resolver;
 mod waiting;
 
+pub(crate) use resolver::{resolve_authenticated_env, resolve_env, resolve_worker_version};
 pub(crate) use waiting::complete_token;
 
 /// The rows that new ones are made of.

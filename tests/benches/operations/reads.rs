@@ -12,7 +12,7 @@ use store::{
 use crate::{
     bed::{Bed, Waited},
     by_hand,
-    measure::{Answers, Operation, operation},
+    measure::{Answers, Homes, Operation, operation},
     plain::{self, either},
 };
 
@@ -59,7 +59,7 @@ pub(crate) fn list() -> Vec<Operation> {
             async |bed, ()| by_hand::find_page(bed, PAGE.into()).await,
             async |bed, ()| plain::find_page(bed, PAGE.into()).await,
         )
-        .of_both(),
+        .at(Homes::Both),
         operation(
             "list_runs (50)",
             Answers::Equal,
@@ -73,7 +73,7 @@ pub(crate) fn list() -> Vec<Operation> {
             async |bed, ()| by_hand::list(bed, PAGE as usize).await,
             async |bed, ()| plain::list(bed, PAGE as usize).await,
         )
-        .of_both(),
+        .at(Homes::Both),
         operation(
             "find_latest_execution_snapshot",
             Answers::Equal,

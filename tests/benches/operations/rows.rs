@@ -8,6 +8,7 @@ use sea_orm::sqlx::{
 use store::{
     Checkpoint, CheckpointType, Edge, EngineVersion, EnvironmentType, ExecutionStatus, Run, RunStatus, RunSummary,
     Snapshot, Waitpoint, WaitpointStatus, WaitpointType,
+    control_plane::{EnvironmentPauseSource, WorkerDeploymentType},
 };
 
 /// A statement that is being given its parameters.
@@ -78,13 +79,15 @@ labels!(ExecutionStatus {
 });
 labels!(WaitpointType { Run: "RUN", Datetime: "DATETIME", Manual: "MANUAL", Batch: "BATCH" });
 labels!(CheckpointType { Docker: "DOCKER", Kubernetes: "KUBERNETES", Compute: "COMPUTE" });
+labels!(EnvironmentPauseSource { BillingLimit: "BILLING_LIMIT" });
+labels!(WorkerDeploymentType { Managed: "MANAGED", Unmanaged: "UNMANAGED", V1: "V1" });
 labels!(WaitpointStatus { Pending: "PENDING", Completed: "COMPLETED" });
 
-fn label<L: Label>(row: &PgRow, at: usize) -> Result<L, sqlx::Error> {
+pub(crate) fn label<L: Label>(row: &PgRow, at: usize) -> Result<L, sqlx::Error> {
     L::of(row.try_get_unchecked::<&str, _>(at)?).ok_or(sqlx::Error::ColumnIndexOutOfBounds { index: at, len: 0 })
 }
 
-fn optional_label<L: Label>(row: &PgRow, at: usize) -> Result<Option<L>, sqlx::Error> {
+pub(crate) fn optional_label<L: Label>(row: &PgRow, at: usize) -> Result<Option<L>, sqlx::Error> {
     let found = row.try_get_unchecked::<Option<&str>, _>(at)?;
     found.map(|text| L::of(text).ok_or(sqlx::Error::ColumnIndexOutOfBounds { index: at, len: 0 })).transpose()
 }
