@@ -6,8 +6,9 @@ use crate::control_plane::PendingVersion;
 use crate::error::ErrorKind;
 use crate::ids::{BatchId, EnvironmentId, ProjectId, RunFriendlyId, RunId, RunKey};
 use crate::model::RunStatus;
-use crate::pages::within_page;
+use crate::pages::{Cursor, within_page};
 use crate::postgres::{check_text, within};
+use crate::projection::{CandidateKey, SortKey, total};
 
 /// Which run to read, and for whom.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -141,7 +142,7 @@ pub enum OrderKey {
 }
 
 /// Which runs may go on with a worker version: those that wait for one, and whose task and queue it has.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct PendingVersionCandidates {
     /// Of this environment.
     pub environment: EnvironmentId,
@@ -151,10 +152,12 @@ pub struct PendingVersionCandidates {
     pub queues: Vec<String>,
     /// At most so many, 1 to [`MAX_PAGE`](crate::MAX_PAGE).
     pub limit: u32,
+    /// After the page that ended with this; the first page if absent.
+    pub after: Option<Cursor>,
 }
 
 impl PendingVersionCandidates {
-    /// For a version, as the control plane answers with it.
+    /// The first page for a version, as the control plane answers with it.
     #[must_use]
     pub fn of(version: &PendingVersion, limit: u32) -> Self {
         Self {
@@ -162,12 +165,25 @@ impl PendingVersionCandidates {
             task_identifiers: version.task_identifiers.clone(),
             queues: version.queues.clone(),
             limit,
+            after: None,
         }
     }
 
-    /// What can be said against it before any SQL is sent.
-    pub(crate) fn check(&self) -> Result<(), ErrorKind> {
+    /// The page after another; the first again after the last.
+    #[must_use]
+    pub fn after(self, cursor: Option<Cursor>) -> Self {
+        Self { after: cursor, ..self }
+    }
+
+    /// The order they are listed in, total.
+    pub(crate) fn order() -> Vec<Order<CandidateKey>> {
+        total(&[CandidateKey::DEFAULT])
+    }
+
+    /// What can be said against it before any SQL is sent. `order` is [`order`](PendingVersionCandidates::order).
+    pub(crate) fn check(&self, order: &[Order<CandidateKey>]) -> Result<(), ErrorKind> {
         within_page(self.limit)?;
+        self.after.as_ref().map_or(Ok(()), |cursor| cursor.check(order)).map_err(ErrorKind::InvalidCursor)?;
         within("task_identifiers", self.task_identifiers.len())?;
         within("queues", self.queues.len())?;
         self.task_identifiers.iter().try_for_each(|task| check_text("task_identifiers", task))?;
@@ -181,10 +197,13 @@ impl PendingVersionCandidates {
 }
 
 /// A run that may go on. Ordered by age, the oldest first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PendingVersionCandidate {
     /// When it was made.
     pub created_at: DateTime<Utc>,
     /// The run.
     pub run: RunId,
+    /// Why it waits, as whoever parked it said: it tells a run that waits for a named deployment from one that any version
+    /// releases.
+    pub status_reason: Option<String>,
 }

@@ -456,7 +456,7 @@ impl Cursor {
     }
 
     /// Checks that it is a place in this order.
-    fn check<K: SortKey>(&self, order: &[Order<K>]) -> Result<(), CursorFault> {
+    pub(crate) fn check<K: SortKey>(&self, order: &[Order<K>]) -> Result<(), CursorFault> {
         if self.fingerprint != fingerprint(order) {
             return Err(CursorFault::OtherList);
         }

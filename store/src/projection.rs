@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 use chrono::{DateTime, FixedOffset};
 use sea_orm::{ColumnTrait, EntityTrait, PartialModelTrait, QuerySelect, Select};
 
-use crate::find::{Direction, Order, OrderKey};
+use crate::find::{Direction, Order, OrderKey, PendingVersionCandidate};
 use crate::model::{
     BatchColumn, BatchItem, BatchItemColumn, BatchSummary, Edge, EdgeColumn, Run, RunColumn, RunSummary, Snapshot,
     SnapshotColumn, WaitpointColumn, WaitpointSummary, WaitpointTag, WaitpointTagColumn,
@@ -203,6 +203,50 @@ lists! {
         Id: Id, id;
         CreatedAt: CreatedAt, created_at;
         CompletedAt: CompletedAt, completed_at;
+    }
+}
+
+/// What candidates for a worker version are ordered by. There is one order, so nobody chooses among these.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum CandidateKey {
+    /// The run's id.
+    Id,
+    /// When it was made.
+    CreatedAt,
+}
+
+impl SortKey for CandidateKey {
+    type Column = RunColumn;
+
+    const LIST: &'static str = "pending version candidates";
+    const ID: Self = CandidateKey::Id;
+    const DEFAULT: Order<Self> = Order { by: CandidateKey::CreatedAt, direction: Direction::Ascending };
+
+    fn column(self) -> RunColumn {
+        match self {
+            CandidateKey::Id => RunColumn::Id,
+            CandidateKey::CreatedAt => RunColumn::CreatedAt,
+        }
+    }
+}
+
+/// It has ids and moments as types of their own, and so is no row of the table above.
+impl Listed for PendingVersionCandidate {
+    type By = CandidateKey;
+
+    fn project<E: EntityTrait>(rows: Select<E>) -> Select<E> {
+        rows.select_only().columns([RunColumn::CreatedAt, RunColumn::Id, RunColumn::StatusReason])
+    }
+
+    fn key(&self, by: CandidateKey) -> Key<'_> {
+        match by {
+            CandidateKey::Id => Key::Text(self.run.as_str()),
+            CandidateKey::CreatedAt => Key::Moment(self.created_at.fixed_offset()),
+        }
+    }
+
+    fn id(&self) -> &str {
+        self.run.as_str()
     }
 }
 

@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::find::{FindRuns, PendingVersionCandidate, PendingVersionCandidates, RunFilter, RunLookup};
 use crate::ids::RunId;
 use crate::model::{Run, RunSummary};
+use crate::pages::Page;
 use crate::read::Read;
 use crate::residency::Residency;
 
@@ -109,17 +110,19 @@ pub trait Runs: Send + Sync {
     ///
     /// It only says whom to try: [`promote_pending_version_run`](crate::Transitions::promote_pending_version_run) decides
     /// for each, and changes nothing of a run that has moved on meanwhile. A copy in a database that is not the one of
-    /// its id is no candidate. Where `limit` runs are given there may be more: promote them and ask again.
+    /// its id is no candidate. Where there is a next page it goes on after the last run that was given, whatever became of
+    /// those before it: a run that nobody promotes is not in the way of the others. Its cursor promises what [those of
+    /// lists](crate::pages) do.
     ///
-    /// Routing: none; every database is asked at the same time for `limit` runs, and the oldest of all are given.
-    /// Copy: primaries, always. Statements: one for each database; none if a list is empty. An
+    /// Routing: none; every database is asked at the same time for a page, and the oldest of all are given.
+    /// Copy: primaries, always. Statements: one for each database and page; none if a list is empty. An
     /// index holds the runs that wait, and nothing else.
     /// Errors: `InvalidInput` for a limit of 0 or above [`MAX_PAGE`](crate::MAX_PAGE), for a NUL byte, and above
-    /// [`MAX_IDS`] tasks or queues.
+    /// [`MAX_IDS`] tasks or queues; `InvalidCursor` for a cursor of another list.
     async fn list_pending_version_candidates(
         &self,
         query: &PendingVersionCandidates,
-    ) -> Result<Vec<PendingVersionCandidate>>;
+    ) -> Result<Page<PendingVersionCandidate>>;
 }
 
 /// The greatest number of ids that one call takes.

@@ -108,17 +108,37 @@ async fn page<S: Schema, E: EntityTrait, R: Listed, F: Filter>(
     list.check(&order).map_err(refuse)?;
     list.filter.check().map_err(refuse)?;
     let Some(condition) = list.filter.condition::<S>() else { return Ok(Page::empty()) };
+    let part = Part { order: &order, after: list.after.as_ref(), limit: list.limit };
+    page_of::<S, E, R>(operation, store, condition, part, read).await
+}
+
+/// Which part of a list a page is.
+pub(super) struct Part<'a, K> {
+    /// The order, which is [`total`].
+    pub(super) order: &'a [Order<K>],
+    pub(super) after: Option<&'a Cursor>,
+    pub(super) limit: u32,
+}
+
+/// A page of the rows that fit the condition. Everything was checked before.
+pub(super) async fn page_of<S: Schema, E: EntityTrait, R: Listed>(
+    operation: &'static str,
+    store: &PgRunStore<S>,
+    condition: Condition,
+    part: Part<'_, R::By>,
+    read: Read,
+) -> Result<Page<R>> {
+    let Part { order, after: cursor, limit } = part;
     let mut rows = R::project(E::find()).filter(condition);
-    if let Some(cursor) = &list.after {
-        rows = rows.filter(after(&order, cursor));
+    if let Some(cursor) = cursor {
+        rows = rows.filter(after(order, cursor));
     }
     // One row more tells whether there is a next page.
-    let rows = ordered(rows, &order).limit(u64::from(list.limit) + 1);
+    let rows = ordered(rows, order).limit(u64::from(limit) + 1);
     let mut rows: Vec<R> = store.database.all(operation, read, &rows.into_query()).await?;
-    let limit = list.limit as usize;
-    let more = rows.len() > limit;
-    rows.truncate(limit);
-    let next = rows.last().filter(|_| more).map(|last| Cursor::at(&order, last));
+    let more = rows.len() > limit as usize;
+    rows.truncate(limit as usize);
+    let next = rows.last().filter(|_| more).map(|last| Cursor::at(order, last));
     Ok(Page { rows, next })
 }
 

@@ -47,6 +47,7 @@ use crate::guard::{self, CompletionGuard, CompletionOf};
 use crate::ids::RunId;
 use crate::lifecycle::{Effect, Operation, Transition, TransitionHook};
 use crate::model::{Run, RunSummary, Snapshot};
+use crate::pages::Page;
 use crate::read::Read;
 use crate::residency::Residency;
 use crate::runs::Runs;
@@ -255,7 +256,7 @@ impl<S: Schema> Runs for PgRunStore<S> {
     async fn list_pending_version_candidates(
         &self,
         query: &PendingVersionCandidates,
-    ) -> Result<Vec<PendingVersionCandidate>> {
+    ) -> Result<Page<PendingVersionCandidate>> {
         pending_version::candidates(self, query).await
     }
 }

@@ -169,13 +169,6 @@ pub(super) fn by_id<T>(answers: Vec<HashMap<WaitpointId, T>>) -> HashMap<Waitpoi
     found
 }
 
-/// The first so many of all answers, in order. Each answer has as many of its own, if there are.
-pub(super) fn smallest<T: Ord>(answers: Vec<Vec<T>>, limit: u32) -> Vec<T> {
-    let mut all = distinct(answers);
-    all.truncate(limit as usize);
-    all
-}
-
 /// All that is in any answer, each once, in order.
 pub(super) fn distinct<T: Ord>(answers: Vec<Vec<T>>) -> Vec<T> {
     let mut all: Vec<T> = answers.into_iter().flatten().collect();

@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use futures_util::future::try_join_all;
 
 use super::lists::Slice;
+use super::merge::Merged;
 use super::route::{self, Route};
 use super::{Leg, RoutingRunStore, claims, merge};
 use crate::create::{CreateCancelledRun, CreateFailedRun, CreateRun, CreateRunOutcome, Creation};
@@ -13,7 +14,7 @@ use crate::error::{Entity, Result, StoreError};
 use crate::find::{FindRuns, OrderKey, PendingVersionCandidate, PendingVersionCandidates, RunFilter, RunLookup};
 use crate::ids::RunId;
 use crate::model::{Run, RunSummary};
-use crate::pages::CopiesFilter;
+use crate::pages::{CopiesFilter, Page};
 use crate::postgres::{check, within};
 use crate::projection::{Listed, total};
 use crate::read::Read;
@@ -102,10 +103,12 @@ impl Runs for RoutingRunStore {
     async fn list_pending_version_candidates(
         &self,
         query: &PendingVersionCandidates,
-    ) -> Result<Vec<PendingVersionCandidate>> {
-        query.check().map_err(|kind| StoreError::new("list_pending_version_candidates", None, kind))?;
+    ) -> Result<Page<PendingVersionCandidate>> {
+        let order = PendingVersionCandidates::order();
+        query.check(&order).map_err(|kind| StoreError::new("list_pending_version_candidates", None, kind))?;
         let asked = self.asked(Route::Everywhere).map(|leg| leg.store.list_pending_version_candidates(query));
-        Ok(merge::smallest(try_join_all(asked).await?, query.limit))
+        // A database gives nothing but its own: there are no copies to ask about.
+        Ok(Merged::page(&order, query.limit as usize, try_join_all(asked).await?).into_page())
     }
 }
 

@@ -214,7 +214,7 @@ delegate! {
         fn find_runs(query: &FindRuns, read: Read) -> Vec<Run> = runs_found;
         fn find_run_summaries(query: &FindRuns, read: Read) -> Vec<RunSummary>;
         fn find_runs_by_ids(ids: &[RunId], read: Read) -> HashMap<RunId, Run>;
-        fn list_pending_version_candidates(query: &PendingVersionCandidates) -> Vec<PendingVersionCandidate>;
+        fn list_pending_version_candidates(query: &PendingVersionCandidates) -> Page<PendingVersionCandidate>;
     }
     Transitions [] {
         fn lock_run_to_worker(run: &RunId, input: LockRunToWorker) -> Transition<Run>;

@@ -467,7 +467,12 @@ const MANY_RUNS: &str = "INSERT INTO task_run (id, friendly_id, task_identifier,
     FROM generate_series(1, 11000) n";
 
 /// The rows that each node of a generic plan has made, `arguments` being SQL.
-async fn rows_of_plan(databases: &Databases, side: Side, sql: &str, arguments: &str) -> Result<Vec<(String, f64)>> {
+pub(crate) async fn rows_of_plan(
+    databases: &Databases,
+    side: Side,
+    sql: &str,
+    arguments: &str,
+) -> Result<Vec<(String, f64)>> {
     let pool = databases.connection(side).await?.get_postgres_connection_pool();
     let script = format!(
         "SET plan_cache_mode = force_generic_plan; PREPARE listed AS {sql};
