@@ -534,3 +534,27 @@ async fn a_slot_does_not_show_what_it_keeps() -> Result<()> {
     assert!(shown.contains("misses: 1") && !shown.contains("87654321"), "{shown}");
     Ok(())
 }
+
+#[tokio::test]
+async fn memory_is_bounded_with_unknown_keys_that_are_asked_for_one_by_one() -> Result<()> {
+    /// Twenty times as many as there is room for. Each is two loads, so a million would take long.
+    const KEYS: u32 = 200_000;
+    let (slot, _) = slot();
+    let cache = slot.0.kept.as_ref().expect("answers are kept");
+    for key in 0..KEYS {
+        let found = slot.get(Row(key), |_| async { Ok(Answer { value: None, about: Vec::new() }) }).await?;
+        assert_eq!(found, None, "an unknown key is answered too");
+        if key % 10_000 == 0 {
+            let held = cache.iter().count() as u64;
+            // It is tidied up as it is written to, and until then holds more.
+            assert!(held <= 2 * config().capacity, "{held} answers are held after {key} keys");
+        }
+    }
+    let stats = slot.stats();
+    assert_eq!((stats.misses, stats.hits), (KEYS.into(), 0), "no key was asked for before: {stats:?}");
+    cache.run_pending_tasks().await;
+    let entries = slot.stats().entries;
+    assert!((1..=config().capacity).contains(&entries), "{entries} answers are kept, of {} at most", config().capacity);
+    assert_eq!(cache.iter().count() as u64, entries, "what is counted is what is there");
+    Ok(())
+}
