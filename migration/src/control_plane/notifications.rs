@@ -2,7 +2,10 @@
 //!
 //! Triggers say which rows a statement has changed, on the channel `runseam_control_plane`. A notification is delivered
 //! when its transaction commits and not at all if it is rolled back. It is a list such as `ecm1a,ecm2b`: a letter for the
-//! table, then what identifies the row; or `*`, which stands for any row. A change of `updated_at` alone is none.
+//! table, then what identifies the row; or `*`, which stands for any row.
+//!
+//! A row counts as changed if one of the columns is that kept answers are made of. All others are written as often, and
+//! be as wide, as anybody likes. Some answers tell `updated_at`, too: by itself it says nothing, so it is not among them.
 //!
 //! No table of runs has such a trigger: transactions that notify commit one after the other.
 
@@ -14,23 +17,90 @@ pub(crate) struct Notified {
     letter: char,
     /// The column whose values before and after the change name the rows; rows without a value are not told.
     pub(crate) key: &'static str,
+    /// The other columns that answers are made of. A test compares them with what the store asks for.
+    pub(crate) columns: &'static [&'static str],
 }
 
-const fn notified(table: &'static str, letter: char, key: &'static str) -> Notified {
-    Notified { table, letter, key }
+const fn notified(table: &'static str, letter: char, key: &'static str, columns: &'static [&'static str]) -> Notified {
+    Notified { table, letter, key, columns }
 }
 
 pub(super) const NOTIFIED: &[Notified] = &[
-    notified("runtime_environment", 'e', "id"),
-    notified("project", 'p', "id"),
-    notified("organization", 'o', "id"),
-    notified("org_member", 'm', "id"),
-    notified("user", 'u', "id"),
-    notified("background_worker", 'w', "id"),
-    notified("background_worker_task", 't', "id"),
+    notified(
+        "runtime_environment",
+        'e',
+        "id",
+        &[
+            "slug",
+            "type",
+            "api_key",
+            "branch_name",
+            "parent_environment_id",
+            "git",
+            "archived_at",
+            "shortcode",
+            "maximum_concurrency_limit",
+            "concurrency_limit_burst_factor",
+            "paused",
+            "pause_source",
+            "organization_id",
+            "project_id",
+            "org_member_id",
+            "built_in_environment_variable_overrides",
+            "created_at",
+        ],
+    ),
+    notified(
+        "project",
+        'p',
+        "id",
+        &[
+            "slug",
+            "name",
+            "external_ref",
+            "organization_id",
+            "engine",
+            "deleted_at",
+            "default_worker_group_id",
+            "builder_project_id",
+            "default_runtime",
+        ],
+    ),
+    notified(
+        "organization",
+        'o',
+        "id",
+        &[
+            "slug",
+            "title",
+            "maximum_concurrency_limit",
+            "maximum_dev_queue_size",
+            "maximum_deployed_queue_size",
+            "runs_enabled",
+            "feature_flags",
+            "api_rate_limiter_config",
+            "batch_rate_limit_config",
+            "batch_queue_concurrency_config",
+            "stream_basin_name",
+        ],
+    ),
+    notified("org_member", 'm', "id", &["user_id"]),
+    notified("user", 'u', "id", &["display_name", "name"]),
+    notified(
+        "background_worker",
+        'w',
+        "id",
+        &["version", "sdk_version", "cli_version", "runtime", "runtime_version", "supports_lazy_attempts"],
+    ),
+    notified("background_worker_task", 't', "id", &["slug", "file_path", "export_name", "worker_id", "machine_config"]),
     // Answers know a deployment by the worker it deploys.
-    notified("worker_deployment", 'd', "worker_id"),
-    notified("feature_flag", 'f', "key"),
+    notified(
+        "worker_deployment",
+        'd',
+        "worker_id",
+        &["friendly_id", "short_code", "version", "runtime", "runtime_version", "git"],
+    ),
+    notified("feature_flag", 'f', "key", &["value"]),
 ];
 
 /// What may happen to rows, and what the trigger's function is shown of them.
@@ -44,12 +114,14 @@ const EVENTS: [(&str, &str); 4] = [
 impl Notified {
     /// A trigger for each event: one that is shown rows cannot have several.
     pub(crate) fn create_sql(&self) -> impl Iterator<Item = String> {
-        let Self { table, letter, key } = *self;
+        let Self { table, letter, key, columns } = *self;
         EVENTS.into_iter().map(move |(event, shown)| {
             let name = trigger(table, event);
+            let compared = if event == "UPDATE" { columns } else { &[] };
+            let compared: String = compared.iter().map(|column| format!(", '{column}'")).collect();
             format!(
                 "CREATE TRIGGER \"{name}\" AFTER {event} ON \"{table}\" {shown} \
-                 FOR EACH STATEMENT EXECUTE FUNCTION runseam_notify('{letter}', '{key}')"
+                 FOR EACH STATEMENT EXECUTE FUNCTION runseam_notify('{letter}', '{key}'{compared})"
             )
         })
     }
@@ -64,7 +136,8 @@ fn trigger(table: &str, event: &str) -> String {
     format!("tr_{table}_notify_{}", event.to_lowercase())
 }
 
-/// The function of all triggers; they give it the letter of their table and the column of its key.
+/// The function of all triggers; they give it the letter of their table and the column of its key, and for updates the other
+/// columns that count.
 ///
 /// A statement is told in one notification, or several where that would be longer than the server takes (8,000 bytes).
 /// Above ten, or where a key cannot be told (for it has a comma in it, or is too long), it is `*`. What cannot be told
@@ -77,6 +150,8 @@ DECLARE
     channel CONSTANT text := 'runseam_control_plane';
     letter CONSTANT text := TG_ARGV[0];
     key CONSTANT text := TG_ARGV[1];
+    before text;
+    after text;
     rows text;
     payloads text[];
     payload text;
@@ -85,13 +160,16 @@ BEGIN
         PERFORM pg_notify(channel, '*');
         RETURN NULL;
     END IF;
+    -- A row that has another id has no partner: it counts by its id.
+    SELECT string_agg(format('o.%I', name), ', '), string_agg(format('n.%I', name), ', ') INTO before, after
+    FROM unnest(ARRAY['id', key] || TG_ARGV[2:]) AS name;
     rows := CASE TG_OP
         WHEN 'INSERT' THEN format('SELECT %I FROM new_rows', key)
         WHEN 'DELETE' THEN format('SELECT %I FROM old_rows', key)
         ELSE format(
             'SELECT unnest(ARRAY[o.%1$I, n.%1$I]) FROM old_rows o FULL JOIN new_rows n ON n.id = o.id '
-            'WHERE to_jsonb(o) - ''updated_at'' IS DISTINCT FROM to_jsonb(n) - ''updated_at''',
-            key
+            'WHERE ROW(%2$s) IS DISTINCT FROM ROW(%3$s)',
+            key, before, after
         )
     END;
     EXECUTE format(

@@ -98,7 +98,7 @@ pub struct AuthenticatedEnv {
     pub built_in_environment_variable_overrides: Option<Json>,
     /// When the row was made.
     pub created_at: DateTime<Utc>,
-    /// When it was last changed.
+    /// When it was last changed. Of an answer that is kept, as of when it was read: that a row was only touched is not heard.
     pub updated_at: DateTime<Utc>,
     /// The project.
     pub project: AuthenticatedProject,

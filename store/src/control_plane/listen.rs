@@ -1,9 +1,10 @@
 //! Hearing of changes that other processes make.
 //!
-//! Triggers on the control plane's tables notify of the rows that a committed transaction has changed. One connection of
-//! its own listens, on the primary, and invalidates what is named. It has to be a direct one: a pooler that lends
-//! connections for a transaction accepts `LISTEN` and delivers nothing. That is why a connection counts as listening only
-//! once it has heard something, and is made to hear by a notification that is sent another way: by the pool.
+//! Triggers on the control plane's tables notify of the rows that a committed transaction has changed, in a column that kept
+//! answers are made of. One connection of its own listens, on the primary, and invalidates what is named. It has to be a
+//! direct one: a pooler that lends connections for a transaction accepts `LISTEN` and delivers nothing. That is why a
+//! connection counts as listening only once it has heard something, and is made to hear by a notification that is sent
+//! another way: by the pool.
 //!
 //! What the pool says and the connection hears is also proof of where the connection leads. A notification never leaves the
 //! database that it is committed in, and every connection of the pool has shown that it leads to the right one. So a copy
