@@ -10,7 +10,7 @@ use tokio::try_join;
 
 use crate::{
     Both, Databases, Proxy, Side,
-    runs::{Home, database_config, split_config},
+    runs::{Home, database_config, single_store, split_config},
 };
 
 /// Makes both databases of a store ones behind a pooler in transaction mode.
@@ -59,7 +59,7 @@ impl<'a> Pooled<'a> {
         let mut config = Config::single(database_config(&self.url(Side::ControlPlane))?);
         pooled(&mut config);
         change(&mut config);
-        Ok(store::connect(&config).await?)
+        single_store(&config).await
     }
 
     /// The store over both databases.

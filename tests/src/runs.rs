@@ -97,7 +97,8 @@ impl Stores {
         change(&mut split);
         change(&mut single);
         let split = Opaque(store::connect(&split).await?);
-        let single = Opaque(store::connect(&single).await?);
+        // Beside the split, which it does not know of.
+        let single = Opaque(single_store(&single).await?);
         Ok(Stores { databases, split, single })
     }
 
