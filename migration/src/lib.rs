@@ -6,7 +6,8 @@
 //!
 //! Reading order: `run_ops` and `control_plane` list the migrations, `shared` describes the run tables, `ddl` has the
 //! words they are written in, `change` says how a migration goes up and down, `concurrent` how indexes come and go beside
-//! traffic, `fence` how births are refused once a split was ended, `database` holds the checks before it, `catalogue` asks a database what it looks like.
+//! traffic, `fence` how births are refused once a split was ended, `database` holds the checks before it, `catalogue` asks a
+//! database what it looks like.
 
 #![warn(missing_docs)]
 

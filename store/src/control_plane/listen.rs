@@ -160,7 +160,9 @@ impl Silence {
         match self {
             Silence::Late => true,
             Silence::Call(error) => {
-                matches!(error.kind(), ErrorKind::PoolTimeout | ErrorKind::Unreachable | ErrorKind::Disconnected)
+                // Not of a server that cannot be reached: the one that is listened to may not be the one any more that
+                // others write to.
+                matches!(error.kind(), ErrorKind::PoolTimeout)
             }
             Silence::Refused(_) | Silence::Lost | Silence::Unheard => false,
         }

@@ -75,8 +75,8 @@ impl MintConfig {
     /// `cache_ttl`.
     ///
     /// Flags come with an environment or by themselves, each out of a cache. The grace period must exceed both times
-    /// together, or a process switches after others have. How far a replica lags behind is no matter: see
-    /// [`MintScope::Environment`].
+    /// together, or a process switches after others have. How far a replica lags behind is no matter while the primary
+    /// can be asked: see [`MintScope::Environment`].
     #[must_use]
     pub fn warnings(&self, cache_ttl: Duration) -> Vec<MintWarning> {
         let needed = self.flags_time_to_live.saturating_add(cache_ttl);

@@ -54,6 +54,8 @@ pub(crate) async fn count_live(database: &Database, operation: &'static str) -> 
 pub(crate) async fn count_live_alone(unit: &Unit<'_>) -> Result<Live> {
     let statement = |sql: String| Statement::from_string(DbBackend::Postgres, sql);
     unit.rows(statement(format!("SET LOCAL lock_timeout = '{PATIENCE}'"))).await?;
+    // However long a configured limit is: it is for statements that answer somebody, and this one reads three tables.
+    unit.rows(statement("SET LOCAL statement_timeout = 0".to_owned())).await?;
     // Before the first read: in whatever isolation, that sees all that was committed before the locks were had.
     unit.rows(statement("LOCK TABLE task_run, batch_task_run, waitpoint IN SHARE MODE".to_owned())).await?;
     Ok(only(unit.fetch(counting()).await?))

@@ -287,7 +287,10 @@ impl Expected {
         if is_standby != self.endpoint.is_replica {
             return Err(ErrorKind::RoleChanged);
         }
-        self.partner.check(identity.paired_with.as_ref())?;
+        // What a replica says of partners may be old; the primary is asked, too.
+        if !self.endpoint.is_replica {
+            self.partner.check(identity.paired_with.as_ref())?;
+        }
         identity.check_schema(self.endpoint).map_err(|_| ErrorKind::SchemaChanged)
     }
 }

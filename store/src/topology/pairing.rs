@@ -42,7 +42,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use sea_orm::{DbBackend, DbErr, QueryResult, Statement, Value};
+use sea_orm::{DbBackend, DbErr, Statement};
 
 use super::config::{Config, ConfigError};
 use super::error::TopologyError;
@@ -115,6 +115,17 @@ impl Row for Mark {
     }
 }
 
+/// The version of a row.
+struct Version(String);
+
+impl Row for Version {
+    const WIDTH: usize = 1;
+
+    fn read(columns: &mut Columns<'_>) -> Result<Self, DbErr> {
+        columns.value().map(Self)
+    }
+}
+
 impl Pairing {
     /// The pairing of a control plane and a run-ops database, as they were found at start-up.
     pub(super) fn new(members: [(&Arc<Database>, &Fingerprint); 2]) -> Self {
@@ -134,8 +145,8 @@ impl Pairing {
 
     /// Sees to it that both databases name each other. To be called before a row is born in the run-ops database.
     ///
-    /// Statements: three, one on the control plane and two on run-ops, the first time in a process, and one more on the
-    /// control plane if it begins a split anew; none after that, nor where start-up has found the marks.
+    /// Statements: three, one on the control plane within a transaction of two on run-ops, the first time in a process; none
+    /// after that, nor where start-up has found the marks.
     ///
     /// # Errors
     /// `PairedElsewhere`, `SplitEnded`, and those of a write. The row is not born.
@@ -143,17 +154,31 @@ impl Pairing {
         if self.is_done.load(Ordering::Acquire) {
             return Ok(());
         }
-        // So that what cannot be completed is not begun.
-        let found = self.run_ops.look(operation).await?;
-        self.check_run_ops(operation, &found)?;
-        self.control_plane.mark(operation, &self.run_ops.id).await?;
-        self.mark_run_ops(operation).await?;
-        if self.ended.is_some() {
-            // The end that is taken away here may have been on its way to the control plane's mark.
-            self.control_plane.mark(operation, &self.run_ops.id).await?;
-        }
+        self.begin(operation).await.map_err(StoreError::before_the_change)?;
         // Whoever comes in between repeats what is done already.
         self.is_done.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Writes both marks, with the identity row of the run-ops database locked: [`end_split`] locks it, too, while it takes
+    /// the control plane's mark away, so that of a beginning and an end one comes after the other.
+    async fn begin(&self, operation: &'static str) -> Result<()> {
+        const BEGIN: &str =
+            "UPDATE store_identity SET paired_with = $1, split_ended_at = NULL WHERE id = $2 RETURNING 1";
+        let unit = self.run_ops.database.begin(operation).await?;
+        let locked = unit.fetch(self.run_ops.looking("FOR UPDATE")).await?;
+        let marked = match self.run_ops.only(operation, locked).and_then(|found| self.check_run_ops(operation, &found))
+        {
+            Ok(()) => self.control_plane.mark(operation, &self.run_ops.id).await,
+            refused => refused,
+        };
+        if let Err(error) = marked {
+            unit.abandon().await;
+            return Err(error);
+        }
+        let values = [self.control_plane.id.as_str().into(), self.run_ops.id.as_str().into()];
+        unit.rows(Statement::from_sql_and_values(DbBackend::Postgres, BEGIN, values)).await?;
+        unit.commit().await?;
         Ok(())
     }
 
@@ -165,25 +190,6 @@ impl Pairing {
         }
         if found.ended.is_some() && found.ended != self.ended {
             return refused(ErrorKind::SplitEnded);
-        }
-        Ok(())
-    }
-
-    /// Names the control plane in the identity row of the run-ops database, unless that names another one, or the split
-    /// was ended after start-up; what it said of an end before that is over.
-    async fn mark_run_ops(&self, operation: &'static str) -> Result<()> {
-        let mark = format!(
-            "UPDATE store_identity SET paired_with = $1, split_ended_at = NULL
-             WHERE id = $2 AND (paired_with IS NULL OR paired_with = $1)
-             AND (split_ended_at IS NULL OR {ENDED} = $3) RETURNING 1"
-        );
-        let values =
-            [self.control_plane.id.as_str().into(), self.run_ops.id.as_str().into(), self.ended.clone().into()];
-        if self.run_ops.change(operation, &mark, values).await?.is_empty() {
-            // Changed since it was looked at.
-            let found = self.run_ops.look(operation).await?;
-            self.check_run_ops(operation, &found)?;
-            return Err(StoreError::new(operation, Some(Residency::RunOps), ErrorKind::PairedElsewhere));
         }
         Ok(())
     }
@@ -205,36 +211,59 @@ impl Pairing {
         let end = Statement::from_sql_and_values(DbBackend::Postgres, END, [self.run_ops.id.as_str().into()]);
         let rows = unit.rows(end).await.map_err(EndSplitError::locking)?;
         let had_one = rows.first().map(|row| row.try_get_by_index(0)).transpose();
-        let had_one = had_one.map_err(|error| unit.decode_error(&error))?;
+        let Some(had_one) = had_one.map_err(|error| unit.decode_error(&error))? else {
+            unit.abandon().await;
+            return Err(StoreError::new(operation, Some(Residency::RunOps), ErrorKind::SwappedDatabase).into());
+        };
         unit.commit().await?;
-        Ok(had_one.unwrap_or(false))
+        Ok(had_one)
     }
 
     /// Takes the mark of the control plane away, if the run-ops database still says that the split has ended; and keeps
     /// others from beginning another one before that is done. Returns whether there was a mark.
-    async fn end_control_plane(&self, operation: &'static str) -> Result<bool, EndSplitError> {
-        const IS_OVER: &str = "SELECT 1 FROM store_identity
-            WHERE id = $1 AND paired_with IS NULL AND split_ended_at IS NOT NULL FOR UPDATE";
+    ///
+    /// `version` is that of the control plane's identity row from before the split was ended. Whoever begins another split
+    /// writes the row, so that also a call that has lost its lock meanwhile takes no other mark away than the one it has seen.
+    async fn end_control_plane(&self, operation: &'static str, version: &str) -> Result<bool, EndSplitError> {
+        const IS_OVER: &str = "SELECT 1 FROM store_identity WHERE id = $1 AND split_ended_at IS NOT NULL FOR UPDATE";
         let unit = self.run_ops.database.begin(operation).await?;
         let is_over = Statement::from_sql_and_values(DbBackend::Postgres, IS_OVER, [self.run_ops.id.as_str().into()]);
         if unit.rows(is_over).await?.is_empty() {
             unit.abandon().await;
             return Err(EndSplitError::BegunAgain);
         }
-        let had_one = self.control_plane.unmark(operation).await?;
+        let had_one = self.control_plane.unmark(operation, version).await?;
+        let is_left = !had_one && self.control_plane.look(operation).await?.paired_with.is_some();
         unit.abandon().await;
-        Ok(had_one)
+        if is_left { Err(EndSplitError::BegunAgain) } else { Ok(had_one) }
     }
 }
 
 impl Member {
     /// What the identity row says on the primary.
     async fn look(&self, operation: &'static str) -> Result<Mark> {
-        let look = format!("SELECT paired_with, {ENDED} FROM store_identity WHERE id = $1");
-        let statement = Statement::from_sql_and_values(DbBackend::Postgres, look, [self.id.as_str().into()]);
-        let found: Vec<Mark> = self.database.fetch(operation, Read::Primary, statement).await?;
+        let found = self.database.fetch(operation, Read::Primary, self.looking("")).await?;
+        self.only(operation, found)
+    }
+
+    /// What asks for it, with a clause that locks the row, or without.
+    fn looking(&self, lock: &str) -> Statement {
+        let look = format!("SELECT paired_with, {ENDED} FROM store_identity WHERE id = $1 {lock}");
+        Statement::from_sql_and_values(DbBackend::Postgres, look, [self.id.as_str().into()])
+    }
+
+    /// The only row there is.
+    fn only<R>(&self, operation: &'static str, found: Vec<R>) -> Result<R> {
         let swapped = || StoreError::new(operation, Some(self.database.residency()), ErrorKind::SwappedDatabase);
         found.into_iter().next().ok_or_else(swapped)
+    }
+
+    /// The version of the identity row, which is another one after each mark.
+    async fn version(&self, operation: &'static str) -> Result<String> {
+        const VERSION: &str = "SELECT xmin::text FROM store_identity WHERE id = $1";
+        let statement = Statement::from_sql_and_values(DbBackend::Postgres, VERSION, [self.id.as_str().into()]);
+        let found: Vec<Version> = self.database.fetch(operation, Read::Primary, statement).await?;
+        self.only(operation, found).map(|Version(version)| version)
     }
 
     /// Names the other database in the identity row, unless that names another one.
@@ -242,29 +271,20 @@ impl Member {
         const MARK: &str = "UPDATE store_identity SET paired_with = $1
             WHERE id = $2 AND (paired_with IS NULL OR paired_with = $1) RETURNING 1";
         let values = [other.into(), self.id.as_str().into()];
-        if self.change(operation, MARK, values).await?.is_empty() {
+        let statement = Statement::from_sql_and_values(DbBackend::Postgres, MARK, values);
+        if self.database.write_rows(operation, statement).await?.is_empty() {
             return Err(StoreError::new(operation, Some(self.database.residency()), ErrorKind::PairedElsewhere));
         }
         Ok(())
     }
 
-    /// Takes the mark away, and tells whether there was one.
-    async fn unmark(&self, operation: &'static str) -> Result<bool> {
-        const UNMARK: &str =
-            "UPDATE store_identity SET paired_with = NULL WHERE id = $1 AND paired_with IS NOT NULL RETURNING 1";
-        let statement = Statement::from_sql_and_values(DbBackend::Postgres, UNMARK, [self.id.as_str().into()]);
+    /// Takes the mark away from this version of the row, and tells whether there was one.
+    async fn unmark(&self, operation: &'static str, version: &str) -> Result<bool> {
+        const UNMARK: &str = "UPDATE store_identity SET paired_with = NULL
+            WHERE id = $1 AND xmin::text = $2 AND paired_with IS NOT NULL RETURNING 1";
+        let values = [self.id.as_str().into(), version.into()];
+        let statement = Statement::from_sql_and_values(DbBackend::Postgres, UNMARK, values);
         Ok(!self.database.write_rows(operation, statement).await?.is_empty())
-    }
-
-    /// Changes the identity row in preparation of a birth, of which nothing has come yet if this fails.
-    async fn change(
-        &self,
-        operation: &'static str,
-        change: &str,
-        values: impl IntoIterator<Item = Value>,
-    ) -> Result<Vec<QueryResult>> {
-        let statement = Statement::from_sql_and_values(DbBackend::Postgres, change, values);
-        self.database.write_rows(operation, statement).await.map_err(StoreError::before_the_change)
     }
 }
 
@@ -309,10 +329,11 @@ pub enum EndSplitError {
         /// Edges by which runs of the control plane wait for waitpoints that are not there.
         edges: u64,
     },
-    /// Somebody was writing to the run-ops database and did not end in time. Nothing has been changed.
+    /// Somebody was writing to the run-ops database, or tending a table of it, and did not end in time. Nothing has been
+    /// changed.
     #[error(
-        "the split cannot end now: transactions that write to the run-ops database have not ended within {PATIENCE}; nothing \
-         was changed, try again"
+        "the split cannot end now: a lock of one of three tables of the run-ops database was not had within {PATIENCE}, because \
+         somebody writes, vacuums or indexes it; nothing was changed, try again"
     )]
     InUse,
     /// A process that was started meanwhile has begun another split. The databases name each other.
@@ -340,9 +361,12 @@ impl EndSplitError {
 /// the end with the split on begins a new one with the first row that is born there.
 ///
 /// Copy: both primaries. Statements: those of the gate, a count on each database, and the same again in a transaction on
-/// run-ops that keeps writers from its runs, batches and waitpoints; an update of each, that of the control plane while a
-/// second transaction on run-ops keeps others from beginning a split. Repeating it, also after a crash, does what is left
-/// to do.
+/// run-ops that keeps writers from its runs, batches and waitpoints while these are counted; an update of each, that of the
+/// control plane while a second transaction on run-ops keeps others from beginning a split. Repeating it, also after a
+/// crash, does what is left to do. After a fail-over or a restore of the run-ops database it has to be repeated: what took
+/// its place may not have heard of the end.
+///
+/// After it a call that would find its row there is refused like any birth: the database cannot tell them apart.
 ///
 /// # Errors
 /// [`EndSplitError::StillLive`] with how many of each, and [`EndSplitError::InUse`]; then nothing has been changed.
@@ -362,7 +386,8 @@ pub async fn end_split(config: &Config) -> Result<EndedSplit, EndSplitError> {
     let live = count_live(&run_ops, OPERATION).await?;
     check_over(&live, count_waiting_elsewhere(&control_plane, OPERATION).await?)?;
     let pairing = Pairing::new([(&control_plane, &found.control_plane), (&run_ops, &found_at_run_ops)]);
+    let version = pairing.control_plane.version(OPERATION).await?;
     let run_ops_had_one = pairing.end_run_ops(OPERATION).await?;
-    let control_plane_had_one = pairing.end_control_plane(OPERATION).await?;
+    let control_plane_had_one = pairing.end_control_plane(OPERATION, &version).await?;
     Ok(EndedSplit { was_paired: run_ops_had_one || control_plane_had_one })
 }

@@ -74,8 +74,7 @@ pub(crate) fn list() -> Vec<Operation> {
                     .collect::<Vec<WorkerVersionQuery>>())
             },
             |_| None,
-            // Of a resolver that keeps answers: this one it never keeps.
-            async |bed, query| found(bed.control_plane.cached.resolve_worker_version(&query).await?),
+            async |bed, query| found(bed.control_plane.direct.resolve_worker_version(&query).await?),
             async |bed, query| found(by_hand::resolve_worker_version(bed.pool(), &query).await?),
             async |bed, query| found(plain::resolve_worker_version(bed.connection(), &query).await?),
         ),

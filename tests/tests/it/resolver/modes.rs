@@ -127,7 +127,7 @@ async fn a_control_plane_that_is_replaced_while_it_is_asked_is_an_error_until_th
 
     let proxy = Proxy::start(&somebody.url(databases.control_plane_url())?).await?;
     let mut database = database_config(proxy.url())?;
-    database.acquire_timeout = Duration::from_millis(300);
+    database.acquire_timeout = Duration::from_secs(1);
     database.max_connections = 1;
     let mut listening = Listening::default();
     listening.test_every = Duration::from_millis(100);
