@@ -115,6 +115,17 @@ impl Row for Mark {
     }
 }
 
+/// A row that is there.
+struct Found;
+
+impl Row for Found {
+    const WIDTH: usize = 1;
+
+    fn read(columns: &mut Columns<'_>) -> Result<Self, DbErr> {
+        columns.value::<i32>().map(|_| Self)
+    }
+}
+
 /// The version of a row.
 struct Version(String);
 
@@ -233,14 +244,14 @@ impl Pairing {
             return Err(EndSplitError::BegunAgain);
         }
         let had_one = self.control_plane.unmark(operation, version).await?;
-        let is_left = !had_one && self.control_plane.look(operation).await?.paired_with.is_some();
+        let is_left = !had_one && self.control_plane.is_marked(operation).await?;
         unit.abandon().await;
         if is_left { Err(EndSplitError::BegunAgain) } else { Ok(had_one) }
     }
 }
 
 impl Member {
-    /// What the identity row says on the primary.
+    /// What the identity row of a run-ops database says on the primary; the other one cannot say that a split has ended.
     async fn look(&self, operation: &'static str) -> Result<Mark> {
         let found = self.database.fetch(operation, Read::Primary, self.looking("")).await?;
         self.only(operation, found)
@@ -256,6 +267,14 @@ impl Member {
     fn only<R>(&self, operation: &'static str, found: Vec<R>) -> Result<R> {
         let swapped = || StoreError::new(operation, Some(self.database.residency()), ErrorKind::SwappedDatabase);
         found.into_iter().next().ok_or_else(swapped)
+    }
+
+    /// Whether it names another database.
+    async fn is_marked(&self, operation: &'static str) -> Result<bool> {
+        const MARKED: &str = "SELECT 1 FROM store_identity WHERE id = $1 AND paired_with IS NOT NULL";
+        let statement = Statement::from_sql_and_values(DbBackend::Postgres, MARKED, [self.id.as_str().into()]);
+        let found: Vec<Found> = self.database.fetch(operation, Read::Primary, statement).await?;
+        Ok(!found.is_empty())
     }
 
     /// The version of the identity row, which is another one after each mark.
