@@ -179,6 +179,16 @@ impl Databases {
         Ok(done.with_context(|| format!("on the {side} database: {sql}"))?.rows_affected())
     }
 
+    /// Ends every session of stores on one of the databases, and waits until they are gone. Returns how many there were.
+    ///
+    /// # Errors
+    /// If the database refuses.
+    pub async fn end_sessions(&self, side: Side) -> Result<i64> {
+        let end = "SELECT count(pg_terminate_backend(pid, 60000)) FROM pg_stat_activity
+            WHERE datname = current_database() AND application_name = 'runseam'";
+        self.value(side, end).await
+    }
+
     /// The first column of every row that a query returns.
     ///
     /// # Errors

@@ -26,6 +26,7 @@
 //! # }
 //! ```
 
+mod rounds;
 mod runtime;
 
 pub mod build;
@@ -51,6 +52,7 @@ pub mod wired;
 pub use databases::{Databases, pair};
 pub use mode::Mode;
 pub use proxy::Proxy;
+pub use rounds::{is_long, rounds};
 pub use servers::Servers;
 pub use side::{Both, Side};
 pub use standby::LaggingPair;

@@ -5,7 +5,7 @@ use sea_orm::{DbBackend, DbErr, Statement};
 use super::batch_ends::FINAL;
 use super::rows::{Columns, Row};
 use super::{Database, Unit};
-use crate::error::Result;
+use crate::error::{ErrorKind, Result, StoreError};
 use crate::read::Read;
 
 /// What is alive in a database.
@@ -44,7 +44,8 @@ fn count(columns: &mut Columns<'_>) -> Result<u64, DbErr> {
 
 /// Counts what is alive in a database. One statement.
 pub(crate) async fn count_live(database: &Database, operation: &'static str) -> Result<Live> {
-    Ok(only(database.fetch(operation, Read::Primary, counting()).await?))
+    let counted = database.fetch(operation, Read::Primary, counting()).await?;
+    only(counted).ok_or_else(|| uncounted(operation, database))
 }
 
 /// As [`count_live`], with what keeps births out: what is not counted is not there, and none is born until the unit ends.
@@ -58,7 +59,7 @@ pub(crate) async fn count_live_alone(unit: &Unit<'_>) -> Result<Live> {
     unit.rows(statement("SET LOCAL statement_timeout = 0".to_owned())).await?;
     // Before the first read: in whatever isolation, that sees all that was committed before the locks were had.
     unit.rows(statement("LOCK TABLE task_run, batch_task_run, waitpoint IN SHARE MODE".to_owned())).await?;
-    Ok(only(unit.fetch(counting()).await?))
+    only(unit.fetch(counting()).await?).ok_or_else(|| unit.decode_error(&DbErr::Type(String::new())))
 }
 
 /// How long [`count_live_alone`] waits for each lock.
@@ -74,9 +75,13 @@ fn counting() -> Statement {
     Statement::from_string(DbBackend::Postgres, sql)
 }
 
-/// The answer's only row.
-fn only(rows: Vec<Live>) -> Live {
-    rows.into_iter().next().unwrap_or(Live { runs: 0, batches: 0, waitpoints: 0 })
+/// The answer's only row. None would not mean that nothing is alive.
+fn only(rows: Vec<Live>) -> Option<Live> {
+    rows.into_iter().next()
+}
+
+fn uncounted(operation: &'static str, database: &Database) -> StoreError {
+    StoreError::new(operation, Some(database.residency()), ErrorKind::Decode)
 }
 
 /// Edges of a database's runs that name waitpoints which are not in it.

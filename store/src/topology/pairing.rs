@@ -24,10 +24,9 @@
 //!
 //! A split that is on again is open again: the first birth pairs the databases and takes away what the end has said. Only a
 //! process that was started after the last end does so, for it has seen which one it was. One from before it is refused,
-//! whether it knew the marks or not; at worst, if the end came between its question and its mark, it leaves that mark on the
-//! control plane. And an end that is on its way to the control plane's mark when another split begins does not take away
-//! the mark of that one: it locks the identity row of run-ops and looks whether the split is still over, and whoever takes
-//! an end away marks the control plane once more.
+//! whether it knew the marks or not, and leaves no mark. A beginning and an end lock the identity row of run-ops before they
+//! come to the control plane's mark, so that one comes after the other; and an end that has lost its lock takes away no mark
+//! but the one that was there before it.
 //!
 //! # Edges
 //!
@@ -115,17 +114,6 @@ impl Row for Mark {
     }
 }
 
-/// A row that is there.
-struct Found;
-
-impl Row for Found {
-    const WIDTH: usize = 1;
-
-    fn read(columns: &mut Columns<'_>) -> Result<Self, DbErr> {
-        columns.value::<i32>().map(|_| Self)
-    }
-}
-
 /// The version of a row.
 struct Version(String);
 
@@ -156,8 +144,8 @@ impl Pairing {
 
     /// Sees to it that both databases name each other. To be called before a row is born in the run-ops database.
     ///
-    /// Statements: three, one on the control plane within a transaction of two on run-ops, the first time in a process; none
-    /// after that, nor where start-up has found the marks.
+    /// Statements: one on the control plane, within a transaction of two on run-ops, the first time in a process; none after
+    /// that, nor where start-up has found the marks.
     ///
     /// # Errors
     /// `PairedElsewhere`, `SplitEnded`, and those of a write. The row is not born.
@@ -233,9 +221,9 @@ impl Pairing {
     /// Takes the mark of the control plane away, if the run-ops database still says that the split has ended; and keeps
     /// others from beginning another one before that is done. Returns whether there was a mark.
     ///
-    /// `version` is that of the control plane's identity row from before the split was ended. Whoever begins another split
-    /// writes the row, so that also a call that has lost its lock meanwhile takes no other mark away than the one it has seen.
-    async fn end_control_plane(&self, operation: &'static str, version: &str) -> Result<bool, EndSplitError> {
+    /// `version` is that of the control plane's mark from before the split was ended, if there was one. Whoever begins another
+    /// split writes the row, so that also a call that has lost its lock meanwhile takes no other mark away than that one.
+    async fn end_control_plane(&self, operation: &'static str, version: Option<&str>) -> Result<bool, EndSplitError> {
         const IS_OVER: &str = "SELECT 1 FROM store_identity WHERE id = $1 AND split_ended_at IS NOT NULL FOR UPDATE";
         let unit = self.run_ops.database.begin(operation).await?;
         let is_over = Statement::from_sql_and_values(DbBackend::Postgres, IS_OVER, [self.run_ops.id.as_str().into()]);
@@ -243,8 +231,11 @@ impl Pairing {
             unit.abandon().await;
             return Err(EndSplitError::BegunAgain);
         }
-        let had_one = self.control_plane.unmark(operation, version).await?;
-        let is_left = !had_one && self.control_plane.is_marked(operation).await?;
+        let had_one = match version {
+            Some(version) => self.control_plane.unmark(operation, version).await?,
+            None => false,
+        };
+        let is_left = !had_one && self.control_plane.marked_version(operation).await?.is_some();
         unit.abandon().await;
         if is_left { Err(EndSplitError::BegunAgain) } else { Ok(had_one) }
     }
@@ -269,20 +260,12 @@ impl Member {
         found.into_iter().next().ok_or_else(swapped)
     }
 
-    /// Whether it names another database.
-    async fn is_marked(&self, operation: &'static str) -> Result<bool> {
-        const MARKED: &str = "SELECT 1 FROM store_identity WHERE id = $1 AND paired_with IS NOT NULL";
-        let statement = Statement::from_sql_and_values(DbBackend::Postgres, MARKED, [self.id.as_str().into()]);
-        let found: Vec<Found> = self.database.fetch(operation, Read::Primary, statement).await?;
-        Ok(!found.is_empty())
-    }
-
-    /// The version of the identity row, which is another one after each mark.
-    async fn version(&self, operation: &'static str) -> Result<String> {
-        const VERSION: &str = "SELECT xmin::text FROM store_identity WHERE id = $1";
+    /// The version of the identity row, if it names another database: another one after each mark.
+    async fn marked_version(&self, operation: &'static str) -> Result<Option<String>> {
+        const VERSION: &str = "SELECT xmin::text FROM store_identity WHERE id = $1 AND paired_with IS NOT NULL";
         let statement = Statement::from_sql_and_values(DbBackend::Postgres, VERSION, [self.id.as_str().into()]);
         let found: Vec<Version> = self.database.fetch(operation, Read::Primary, statement).await?;
-        self.only(operation, found).map(|Version(version)| version)
+        Ok(found.into_iter().next().map(|Version(version)| version))
     }
 
     /// Names the other database in the identity row, unless that names another one.
@@ -405,8 +388,8 @@ pub async fn end_split(config: &Config) -> Result<EndedSplit, EndSplitError> {
     let live = count_live(&run_ops, OPERATION).await?;
     check_over(&live, count_waiting_elsewhere(&control_plane, OPERATION).await?)?;
     let pairing = Pairing::new([(&control_plane, &found.control_plane), (&run_ops, &found_at_run_ops)]);
-    let version = pairing.control_plane.version(OPERATION).await?;
+    let version = pairing.control_plane.marked_version(OPERATION).await?;
     let run_ops_had_one = pairing.end_run_ops(OPERATION).await?;
-    let control_plane_had_one = pairing.end_control_plane(OPERATION, &version).await?;
+    let control_plane_had_one = pairing.end_control_plane(OPERATION, version.as_deref()).await?;
     Ok(EndedSplit { was_paired: run_ops_had_one || control_plane_had_one })
 }

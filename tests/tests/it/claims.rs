@@ -1,7 +1,7 @@
 //! One idempotency key, one live run, whichever databases are asked.
 //!
 //! Beside the orders of events that are made by holding statements, creators race freely for some rounds;
-//! `RACE_ROUNDS=2000 cargo test -p tests --test it -- claims::` is the long form.
+//! `RACE_ROUNDS=2000 cargo xtask test --test it -- claims::` is the long form.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,8 +21,7 @@ const TASK: &str = "hello-world";
 
 /// How many rounds creators race freely.
 pub(crate) fn rounds() -> usize {
-    let asked_for = std::env::var("RACE_ROUNDS").ok();
-    asked_for.map_or(4, |rounds| rounds.parse().expect("RACE_ROUNDS is a number of rounds"))
+    tests::rounds(4)
 }
 
 /// Leases that are over almost at once, so that whoever waits takes over.

@@ -116,13 +116,7 @@ async fn a_server_that_was_stopped_is_unreachable_and_found_again() -> Result<()
 
 /// Ends every backend of the stores on `side`, and waits until they are gone.
 async fn terminate_backends(databases: &Databases, side: Side) -> Result<()> {
-    let ended: i64 = databases
-        .value(
-            side,
-            "SELECT count(pg_terminate_backend(pid, 60000)) FROM pg_stat_activity
-             WHERE datname = current_database() AND application_name = 'runseam'",
-        )
-        .await?;
+    let ended = databases.end_sessions(side).await?;
     assert!(ended > 0, "the store had no connection to the {side} database");
     Ok(())
 }

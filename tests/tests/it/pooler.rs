@@ -392,14 +392,7 @@ async fn the_end_of_a_session_fails_no_read_and_says_what_became_of_a_write() ->
         let end_at = async |part: &'static str| -> Result<()> {
             let gate = at.proxy(side).hold(move |sql| sql.contains(part));
             gate.held(1).await?;
-            let ended: i64 = databases
-                .value(
-                    side,
-                    "SELECT count(pg_terminate_backend(pid, 60000)) FROM pg_stat_activity
-                     WHERE datname = current_database() AND application_name = 'runseam'",
-                )
-                .await?;
-            ensure!(ended > 0, "PgBouncer had no session to lend");
+            ensure!(databases.end_sessions(side).await? > 0, "PgBouncer had no session to lend");
             gate.release();
             Ok(())
         };

@@ -51,8 +51,7 @@ const MOMENTS: [Moment; 3] = [Moment::Before, Moment::During, Moment::After];
 
 /// The moments of the `nth` statement of a call.
 fn moments(home: &Home<'_>, nth: usize) -> Vec<Moment> {
-    let is_long = std::env::var_os("RACE_ROUNDS").is_some();
-    if is_long || home.side() == Side::RunOps { MOMENTS.to_vec() } else { vec![MOMENTS[nth % MOMENTS.len()]] }
+    if tests::is_long() || home.side() == Side::RunOps { MOMENTS.to_vec() } else { vec![MOMENTS[nth % MOMENTS.len()]] }
 }
 
 /// A process that carries out a protocol. Dropping it kills it.

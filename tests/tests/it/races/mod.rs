@@ -1,7 +1,7 @@
 //! Callers that meet, and callers that go away in the middle.
 //!
 //! Where an order of events matters it is made, by holding statements in a proxy. Beside that, callers race freely for
-//! some rounds; `RACE_ROUNDS=2000 cargo test -p tests --test it -- races::` is the long form.
+//! some rounds; `RACE_ROUNDS=2000 cargo xtask test --test it -- races::` is the long form.
 
 mod batches;
 mod ends;
@@ -46,8 +46,7 @@ const ALL_AT_REST: &str = "SELECT count(*) = 0 FROM pg_stat_activity
 
 /// How many rounds callers race freely.
 fn rounds() -> usize {
-    let asked_for = std::env::var("RACE_ROUNDS").ok();
-    asked_for.map_or(12, |rounds| rounds.parse().expect("RACE_ROUNDS is a number of rounds"))
+    tests::rounds(12)
 }
 
 /// How many of them are for each mode, where both take their turn.

@@ -14,12 +14,6 @@ use tests::{Databases, LaggingPair, Proxy, Side, build};
 
 use super::{Cached, config, is_question, limit_environment, limit_of, until, until_listening, within};
 
-/// In how many rounds connections are killed.
-fn rounds() -> usize {
-    let asked_for = std::env::var("RACE_ROUNDS").ok();
-    asked_for.map_or(60, |rounds| rounds.parse().expect("RACE_ROUNDS is a number of rounds"))
-}
-
 fn is_listen(sql: &str) -> bool {
     sql.starts_with("LISTEN")
 }
@@ -138,7 +132,7 @@ async fn what_was_not_there_is_seen_once_it_is() -> Result<()> {
 #[tokio::test]
 async fn no_change_is_missed_while_connections_are_killed() -> Result<()> {
     let cached = Cached::fresh().await?;
-    let (databases, rounds) = (&cached.databases, rounds());
+    let (databases, rounds) = (&cached.databases, tests::rounds(60));
     let hits = || cached.resolver.status().env.hits;
     let listened = || cached.proxy.recording().statements().iter().any(|sql| is_listen(sql));
     let (mut listeners, mut others) = (0, 0);
@@ -179,7 +173,7 @@ async fn no_change_is_missed_while_connections_are_killed() -> Result<()> {
             Err(error) => Err(error),
         };
         // In the short form others use the machine, too.
-        let patience = if is_calm && rounds > 60 { Duration::from_secs(1) } else { super::PATIENCE };
+        let patience = if is_calm && tests::is_long() { Duration::from_secs(1) } else { super::PATIENCE };
         within(patience, &format!("the change of round {round} is seen"), is_seen).await?;
         if listener > 0 {
             // So that the next round begins with a connection that is to live.
